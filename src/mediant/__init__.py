@@ -1,0 +1,1 @@
+"""Mediant: find the parts of a generative model that carry a behaviour, and prove it by intervention."""

@@ -1,0 +1,53 @@
+"""A `Span` names positions; which tokens it means is decided per prompt.
+
+>>> Span.of("S2"), Span.of("last"), Span.index(-2)
+(Span('S2'), Span('last'), Span('-2:-1'))
+
+Prompts of different length, padding on either side and key/value caches then need no care: an edit
+on `Span("S2")` finds each prompt's own second subject.
+"""
+
+from dataclasses import dataclass
+
+RESERVED = {
+    "all": "every real token of the prompt, and every generated one",
+    "prompt": "every real token of the prompt",
+    "last": "the last token of the prompt",
+    "generated": "every token after the prompt",
+}
+
+
+@dataclass(frozen=True, order=True, repr=False)
+class Span:
+    """Positions by name, or by index range relative to the prompt's own tokens (negative from its end).
+
+    `name` is a span the prompt defines or one of `RESERVED`; `start`/`stop` select tokens like a slice
+    (`stop=None` runs to the end of the prompt). Exactly one of the two forms is used.
+    """
+
+    name: str = ""
+    start: int | None = None
+    stop: int | None = None
+
+    @classmethod
+    def of(cls, span: "Span | str") -> "Span":
+        """A span from its name; a `Span` is returned as it is."""
+        return span if isinstance(span, Span) else cls(span)
+
+    @classmethod
+    def index(cls, position: int) -> "Span":
+        """One token, counted from the prompt's first real token, or from its end when negative."""
+        return cls("", position, position + 1 if position != -1 else None)
+
+    @classmethod
+    def slice(cls, start: int, stop: int | None = None) -> "Span":
+        """Tokens `start` to `stop` (exclusive) of the prompt."""
+        return cls("", start, stop)
+
+    def __str__(self) -> str:
+        if self.name:
+            return self.name
+        return f"{self.start}:{'' if self.stop is None else self.stop}"
+
+    def __repr__(self) -> str:
+        return f"Span({str(self)!r})"

@@ -1,0 +1,11 @@
+"""do(mediator := value): edits, features, execution, replay, attention, low-rank adapters."""
+
+from mediant.interventions.edits import Activation, Edit, Where, add, mean, noise, project_out, scale, set_to, steer, swap, zero
+from mediant.interventions.execute import Active, Firing, Output, edit, run
+from mediant.interventions.features import PCA, Featurizer, Rotation
+from mediant.interventions.replay import Recording, branch, record, replay
+
+__all__ = [
+    "PCA", "Activation", "Active", "Edit", "Featurizer", "Firing", "Output", "Recording", "Rotation", "Where", "add", "branch", "edit", "mean",
+    "noise", "project_out", "record", "replay", "run", "scale", "set_to", "steer", "swap", "zero",
+]

@@ -1,0 +1,222 @@
+"""An `Edit` says what value goes where, when: do(mediator := value).
+
+    edits.zero("head_z.9.6", "last")                       # necessity, off-distribution
+    edits.swap("resid_post.12", "S2", source)              # interchange: `source` was captured in another run
+    edits.add("resid_post.14", "generated", vector, 4.0)   # steer, only after the prompt
+    edits.project_out("mlp_out.3", "all", direction)
+
+The mediator is (site, span, features, index); the operation says how its new value comes about. `steps`
+limits an edit to some generated tokens, counted from 0, so *when* is part of the edit.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mediant.core.direction import Direction
+from mediant.core.errors import EditError, OutOfRange
+from mediant.core.site import Site
+from mediant.core.span import Span
+from mediant.interventions.features import Featurizer
+
+Kind = Literal["swap", "set", "add", "scale", "project_out", "noise"]
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """Values of a site at a span, captured in a run.
+
+    Attributes:
+        values: one entry per captured token, shape (n, d), or (n, head, d) for all heads of a per-head site.
+        rows, cols: which row and column of the batch each entry comes from, ordered by row, then column.
+    """
+
+    values: Float[Tensor, "n *d"]
+    rows: Int[Tensor, " n"]
+    cols: Int[Tensor, " n"]
+
+    def mean(self) -> "Float[Tensor, '*d']":
+        """Mean over all captured tokens (token-agnostic mean ablation)."""
+        return self.values.mean(0)
+
+    def select(self, rows: Int[Tensor, " m"], cols: Int[Tensor, " m"]) -> "Activation":
+        """The entries at some tokens.
+
+        Raises:
+            EditError: a token was not captured.
+        """
+        width = int(torch.cat([self.cols, cols]).max()) + 1 if len(cols) else 1
+        have, want = self.rows * width + self.cols, rows * width + cols
+        found = torch.searchsorted(have, want).clamp(max=len(have) - 1)
+        if not bool((have[found] == want).all()):
+            raise EditError("these tokens were not captured; capture the source at a span that contains them")
+        return Activation(self.values[found], rows, cols)
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One intervention. Build it with the functions below rather than by hand.
+
+    Attributes:
+        value: what the kind needs: new values (swap: one per token; set: one for all), a vector (add,
+            project_out), a number (scale), a standard deviation (noise).
+        features, index: work in this basis, on these features only; None means the site's own coordinates.
+        rows: batch rows it applies to; None means all.
+        steps: generated tokens it applies to, from 0; None means all that its span covers.
+        places: rows and columns of a batch, where the caller has resolved the span already.
+    """
+
+    site: Site
+    span: Span
+    kind: Kind
+    value: Float[Tensor, "*any"]
+    features: Featurizer | None = None
+    index: tuple[int, ...] | None = None
+    rows: tuple[int, ...] | None = None
+    steps: tuple[int, ...] | None = None
+    seed: int = 0
+    places: tuple[Int[Tensor, " n"], Int[Tensor, " n"]] | None = None
+
+    @property
+    def label(self) -> str:
+        """Short name for reports."""
+        return f"{self.kind} {self.site} at {self.span}"
+
+    @property
+    def empty(self) -> bool:
+        """Whether the edit targets nothing (no rows, steps or features), which is a clean no-op."""
+        return () in (self.rows, self.steps, self.index) or (self.places is not None and not len(self.places[0]))
+
+    def apply(self, old: Float[Tensor, "n *d"], chosen: Int[Tensor, " n"], total: int) -> Float[Tensor, "n *d"]:
+        """New values for `old`; `chosen` are their places among the `total` tokens of the span.
+
+        Raises:
+            EditError: the value does not fit the site.
+        """
+        if self.features is None and self.index is None:
+            return self._operate(old, chosen, total)
+        if self.features is None:
+            new = old.clone()
+            keep = self._checked_index(old.shape[-1])
+            new[..., keep] = self._operate(old, chosen, total)[..., keep]
+            return new
+        f = self.features.encode(old)
+        if self.kind == "swap":
+            target = self.features.encode(self._swapped(old, chosen, total))
+        else:
+            target = self._operate(f, chosen, total)
+        keep = self._checked_index(self.features.n_features)
+        f_new = f.clone()
+        f_new[..., keep] = target[..., keep]
+        return old + (self.features.decode(f_new) - self.features.decode(f))
+
+    def _checked_index(self, size: int) -> list[int]:
+        keep = list(range(size)) if self.index is None else list(self.index)
+        wrong = [i for i in keep if not 0 <= i < size]
+        if wrong:
+            raise OutOfRange(f"{self.label}: features {wrong[:5]} do not exist, this mediator has features 0 to {size - 1}")
+        return keep
+
+    def _operate(self, old: Tensor, chosen: Tensor, total: int) -> Tensor:
+        if self.kind == "swap":
+            return self._swapped(old, chosen, total)
+        value = self.value.to(old)
+        if self.kind == "scale":
+            return old * value
+        if self.kind == "noise":
+            generator = torch.Generator().manual_seed(self.seed)
+            drawn = torch.randn((total, *old.shape[1:]), generator=generator)
+            return old + value * drawn[chosen.cpu()].to(old)
+        if value.ndim > old.ndim - 1 or (value.ndim and value.shape != old.shape[old.ndim - value.ndim :]):
+            raise EditError(f"{self.label}: expected a value of shape {tuple(old.shape[1:])}, got {tuple(value.shape)}")
+        if self.kind == "set":
+            return value.expand_as(old).clone()
+        if self.kind == "add":
+            return old + value
+        return old - (old @ value)[..., None] * value
+
+    def _swapped(self, old: Tensor, chosen: Tensor, total: int) -> Tensor:
+        if self.value.shape[0] != total:
+            raise EditError(
+                f"{self.label}: the source holds {self.value.shape[0]} tokens where the base has {total}; "
+                "capture the source at the same span, in a batch with the same rows"
+            )
+        new = self.value[chosen.to(self.value.device)].to(old)
+        if new.shape != old.shape:
+            raise EditError(f"{self.label}: expected values of shape {tuple(old.shape[1:])}, got {tuple(new.shape[1:])}")
+        return new
+
+
+@dataclass(frozen=True)
+class Where:
+    """Optional limits shared by all edits: see `Edit` for their meaning."""
+
+    features: Featurizer | None = None
+    index: tuple[int, ...] | None = None
+    rows: tuple[int, ...] | None = None
+    steps: tuple[int, ...] | None = None
+
+
+EVERYWHERE = Where()
+
+
+def _edit(kind: Kind, site: Site | str, span: Span | str, value: Tensor, where: Where, seed: int = 0) -> Edit:
+    place = Site.parse(site) if isinstance(site, str) else site
+    return Edit(place, Span.of(span), kind, value, where.features, where.index, where.rows, where.steps, seed)
+
+
+def swap(site: Site | str, span: Span | str, source: Activation, where: Where = EVERYWHERE) -> Edit:
+    """Interchange: write the values that `source` captured at the same span of another run."""
+    return _edit("swap", site, span, source.values, where)
+
+
+def swap_at(site: Site, span: Span, source: Activation) -> Edit:
+    """Interchange at the very rows and columns that `source` names; `span` is only its label."""
+    return Edit(site, span, "swap", source.values, places=(source.rows, source.cols))
+
+
+def set_to(site: Site | str, span: Span | str, value: Float[Tensor, "*d"], where: Where = EVERYWHERE) -> Edit:
+    """Write one value to every token of the span."""
+    return _edit("set", site, span, value, where)
+
+
+def zero(site: Site | str, span: Span | str, where: Where = EVERYWHERE) -> Edit:
+    """Write zero (a necessity test that leaves the model's usual range)."""
+    return _edit("set", site, span, torch.zeros(()), where)
+
+
+def mean(site: Site | str, span: Span | str, over: Activation, where: Where = EVERYWHERE) -> Edit:
+    """Write the mean of captured activations (token-agnostic mean ablation)."""
+    return _edit("set", site, span, over.mean(), where)
+
+
+def add(site: Site | str, span: Span | str, vector: Float[Tensor, " d"], scale: float = 1.0, where: Where = EVERYWHERE) -> Edit:
+    """Steer: add `scale` times a vector."""
+    return _edit("add", site, span, vector * scale, where)
+
+
+def scale(site: Site | str, span: Span | str, factor: float, where: Where = EVERYWHERE) -> Edit:
+    """Multiply by a number."""
+    return _edit("scale", site, span, torch.tensor(float(factor)), where)
+
+
+def noise(site: Site | str, span: Span | str, std: float, seed: int = 0, where: Where = EVERYWHERE) -> Edit:
+    """Add seeded Gaussian noise of standard deviation `std`; the same in every run with the same batch."""
+    return _edit("noise", site, span, torch.tensor(float(std)), where, seed)
+
+
+def project_out(site: Site | str, span: Span | str, direction: Direction | Float[Tensor, " d"], where: Where = EVERYWHERE) -> Edit:
+    """Remove the component along a direction (normalised here)."""
+    vector = torch.from_numpy(direction.vector) if isinstance(direction, Direction) else direction
+    norm = vector.norm()
+    if float(norm) == 0:
+        raise EditError("cannot project out the zero vector")
+    return _edit("project_out", site, span, vector / norm, where)
+
+
+def steer(direction: Direction, span: Span | str = "all", *, doses: float = 1.0, where: Where = EVERYWHERE) -> Edit:
+    """Add a direction at its own site; one dose is the length the direction had in the data."""
+    return add(direction.site, span, torch.from_numpy(direction.vector), doses * direction.norm, where)

@@ -1,0 +1,283 @@
+"""Edits in force: `edit(subject, ...)` as a context, `run(...)` for one forward with captures.
+
+    with edit(lm, zero("head_z.9.6", "last")) as active:
+        lm.generate(batch, max_new_tokens=5)
+    print(active.firings())
+
+Hooks are laid on the touched modules only and taken away on leaving, also after an exception. Each edit
+counts its firings; one that was to hit something and never did is an error. Contexts nest: the outer one's
+edits come first.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mediant.core.errors import EditError, EditNeverFired
+from mediant.core.site import Site
+from mediant.core.span import Span
+from mediant.interventions.edits import Activation, Edit
+from mediant.interventions.taps import Tap, first_input, tap, with_first_input
+from mediant.subject import Batch, Subject
+
+Place = tuple[Site, Span]
+
+
+@dataclass(frozen=True)
+class Firing:
+    """What an edit did: forwards it acted in, tokens it wrote, mean relative change, steps never reached."""
+
+    label: str
+    forwards: int
+    tokens: int
+    change: float
+    unreached_steps: tuple[int, ...] = ()
+
+
+@dataclass
+class _Count:
+    forwards: int = 0
+    tokens: int = 0
+    change: list[Tensor] = field(default_factory=list)
+    steps: set[int] = field(default_factory=set)
+
+    def add(self, old: Tensor, new: Tensor, steps: set[int]) -> None:
+        self.forwards += 1
+        self.tokens += old.shape[0]
+        self.steps |= steps
+        with torch.no_grad():
+            self.change.append((new - old).float().norm() / old.float().norm().clamp(min=1e-12))
+
+
+@dataclass
+class _Line:
+    """One edit or capture on one tap."""
+
+    tap: Tap
+    site: Site
+    span: Span
+    edit: Edit | None = None
+    count: _Count = field(default_factory=_Count)
+    seen: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+
+class Active:
+    """The edits and captures of one context, and what came of them."""
+
+    def __init__(self, subject: Subject, edits: Sequence[Edit], capture: Sequence[Place]) -> None:
+        self.subject = subject
+        self.forwards = 0
+        live = [edit for edit in edits if not edit.empty]
+        self._lines = [_Line(tap(subject, e.site), e.site, e.span, e) for e in live]
+        self._lines += [_Line(tap(subject, site), site, span) for site, span in capture]
+        self._memory: dict[nn.Module, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def captured(self) -> dict[Place, Activation]:
+        """Captured activations by (site, span), in the order of the batch."""
+        result: dict[Place, Activation] = {}
+        for line in self._lines:
+            if line.edit is None and line.seen:
+                values, rows, cols = (torch.cat(parts) for parts in zip(*line.seen, strict=True))
+                order = torch.argsort(rows * (int(cols.max()) + 1) + cols, stable=True)
+                result[line.site, line.span] = Activation(values[order], rows[order], cols[order])
+        return result
+
+    def firings(self) -> list[Firing]:
+        """One report per edit."""
+        return [_report(line) for line in self._lines if line.edit is not None]
+
+    def check(self) -> None:
+        """Raise if a forward ran and an edit did not act in it.
+
+        Raises:
+            EditNeverFired: naming the edits.
+        """
+        silent = [line.edit.label for line in self._lines if line.edit is not None and not line.count.forwards]
+        if self.forwards and silent:
+            raise EditNeverFired(
+                f"{len(silent)} edit(s) never fired in {self.forwards} forward(s): {'; '.join(silent[:3])}. Their spans cover none of the "
+                "tokens that were run (a span of generated tokens needs `generate`; steps count generated tokens from 0)"
+            )
+
+    def attach(self) -> None:
+        """Lay the hooks."""
+        self._hook(self.subject.base, self._note_window, before=True)
+        for line in self._lines:
+            partner = line.tap.partner
+            if partner is not None and partner not in self._memory:
+                self._memory[partner] = torch.empty(0)
+                self._hook(partner, self._remember, before=True)
+        grouped: dict[tuple[nn.Module, str], list[_Line]] = {}
+        for line in self._lines:
+            grouped.setdefault((line.tap.module, line.tap.side), []).append(line)
+        for (module, side), lines in grouped.items():
+            self._hook(module, _on_input(self, lines) if side == "input" else _on_output(self, lines), before=side == "input")
+
+    def detach(self) -> None:
+        """Take every hook away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._memory.clear()
+
+    def _hook(self, module: nn.Module, function: Any, *, before: bool) -> None:
+        if before:
+            self._handles.append(module.register_forward_pre_hook(function, with_kwargs=True))
+        else:
+            self._handles.append(module.register_forward_hook(function))
+
+    def _note_window(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        cache = kwargs.get("past_key_values")
+        if ids is None:
+            raise EditError("edits need input_ids: a forward from inputs_embeds has no tokens to resolve spans on")
+        self.subject.observe(ids, kwargs.get("attention_mask"), 0 if cache is None else cache.get_seq_length())
+        self.forwards += 1
+
+    def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._memory[module] = first_input(args, kwargs)
+
+    def pass_by(self, lines: list[_Line], raw: Tensor) -> Tensor:
+        """Apply the edits and captures of one tap to the tensor that passes."""
+        for line in lines:
+            rows, cols, chosen, total, steps = self._targets(line, raw)
+            if not len(rows):
+                continue
+            memory = self._memory.get(line.tap.partner) if line.tap.partner is not None else None
+            old = line.tap.gather(raw, (rows, cols), line.site.head, memory)
+            if line.edit is None:
+                offset = self.subject.window.offset
+                line.seen.append((old, rows, cols + offset))
+                continue
+            new = line.edit.apply(old, chosen, total)
+            raw = line.tap.scatter(raw, (rows, cols), line.site.head, old, new)
+            line.count.add(old, new, steps)
+        return raw
+
+    def _targets(self, line: _Line, raw: Tensor) -> tuple[Tensor, Tensor, Tensor, int, set[int]]:
+        """Rows, window columns, places within the span and its size, and generated steps hit."""
+        window = self.subject.window
+        batch = window.batch
+        assert batch is not None  # noqa: S101 - noted by the base module's hook or by replay
+        if raw.shape[0] != batch.n_rows:
+            raise EditError(
+                f"a forward ran on {raw.shape[0]} rows, the declared batch has {batch.n_rows}; beams and several return sequences "
+                "are not supported under edits"
+            )
+        edit = line.edit
+        rows, cols = edit.places if edit and edit.places else batch.locate(line.span, edit.rows if edit else None)
+        total, steps = len(rows), set[int]()
+        if edit is not None and edit.steps is not None:
+            rows, cols = rows[:0], cols[:0]
+        grows = line.span.name in ("all", "generated") and (edit is None or edit.places is None)
+        if grows and window.offset + window.width > batch.n_cols:
+            first = max(batch.n_cols, window.offset)
+            wanted = [c for c in range(first, window.offset + window.width) if self._scheduled(edit, c - batch.n_cols)]
+            steps = {c - batch.n_cols for c in wanted}
+            which = list(range(batch.n_rows)) if edit is None or edit.rows is None else list(edit.rows)
+            extra = torch.tensor([(r, c) for r in which for c in wanted], device=rows.device).reshape(-1, 2)
+            rows, cols = torch.cat([rows, extra[:, 0]]), torch.cat([cols, extra[:, 1]])
+            total = len(rows)
+        inside = (cols >= window.offset) & (cols < window.offset + window.width)
+        chosen = torch.nonzero(inside).flatten()
+        return rows[inside].to(raw.device), (cols[inside] - window.offset).to(raw.device), chosen, total, steps
+
+    @staticmethod
+    def _scheduled(edit: Edit | None, step: int) -> bool:
+        return edit is None or edit.steps is None or step in edit.steps
+
+
+def _report(line: _Line) -> Firing:
+    assert line.edit is not None  # noqa: S101 - callers filter
+    count = line.count
+    change = float(torch.stack([c.cpu() for c in count.change]).mean()) if count.change else 0.0
+    missed = tuple(sorted(set(line.edit.steps or ()) - count.steps))
+    return Firing(line.edit.label, count.forwards, count.tokens, change, missed)
+
+
+def _on_input(active: Active, lines: list[_Line]) -> Any:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return with_first_input(args, kwargs, active.pass_by(lines, first_input(args, kwargs)))
+
+    return hook
+
+
+def _on_output(active: Active, lines: list[_Line]) -> Any:
+    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (active.pass_by(lines, output[0]), *output[1:])
+        return active.pass_by(lines, output)
+
+    return hook
+
+
+@contextmanager
+def edit(subject: Subject, *edits: Edit, capture: Sequence[Place] = ()) -> Iterator[Active]:
+    """Put edits in force for every forward inside the block, whoever calls it.
+
+    Raises:
+        EditNeverFired: forwards ran inside the block and an edit with a target touched nothing.
+    """
+    active = Active(subject, edits, capture)
+    before = subject.window.batch
+    active.attach()
+    try:
+        yield active
+    finally:
+        active.detach()
+        subject.window.batch = before
+    active.check()
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What a run gave.
+
+    Attributes:
+        logits: shape (batch, kept, vocab), for the last `kept` columns.
+        captured: activations by (site, span).
+        firings: one report per edit.
+    """
+
+    logits: Float[Tensor, "batch kept vocab"]
+    captured: dict[Place, Activation]
+    firings: list[Firing]
+
+    @property
+    def last(self) -> Float[Tensor, "batch vocab"]:
+        """Logits at the last column."""
+        return self.logits[:, -1]
+
+
+def run(
+    subject: Subject, batch: Batch, edits: Sequence[Edit] = (), *, capture: Sequence[tuple[Site | str, Span | str]] = (), keep: int = 1
+) -> Output:
+    """One forward over a batch, with edits and captures.
+
+    Args:
+        keep: for how many of the last columns logits are computed; left-padded prompts all end in the last one.
+
+    Gradients flow if the caller's context allows them.
+    """
+    places = [(Site.parse(s) if isinstance(s, str) else s, Span.of(p)) for s, p in capture]
+    subject.work.token_layers += batch.n_rows * batch.n_cols * subject.shape.n_layers
+    with subject.reading(batch):
+        if not edits and not places:
+            return Output(_forward(subject, batch, keep), {}, [])
+        with edit(subject, *edits, capture=places) as active:
+            logits = _forward(subject, batch, keep)
+    return Output(logits, active.captured(), active.firings())
+
+
+def _forward(subject: Subject, batch: Batch, keep: int) -> Tensor:
+    logits: Tensor = subject.model(
+        input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=batch.position_ids, use_cache=False, logits_to_keep=keep
+    ).logits
+    return logits

@@ -1,0 +1,229 @@
+"""Replay: recompute only what an edit can change.
+
+A `Recording` holds one forward's layer inputs, layer arguments and key/value cache. `replay` starts at the
+first edited layer and the first edited column and calls the model's *own* layers from there, with the
+arguments they were given and the cache cropped to the columns before. A patch at layer l and position p then
+costs (L - l) / L x (T - p) / T of a forward, and equals the full forward to rounding.
+
+    recording = record(lm, batch)
+    out = replay(recording, [swap("resid_post.12", "S2", source)])
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mediant.core.errors import EditError, SubjectError
+from mediant.core.site import Site
+from mediant.core.span import Span
+from mediant.interventions.edits import Edit
+from mediant.interventions.execute import Output, Place, edit
+from mediant.subject import Batch, Subject
+from mediant.subject.subject import Window
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One forward of one batch, ready to be taken up again at any layer and column.
+
+    Attributes:
+        hidden: residual stream entering each layer, and the final norm: L + 1 tensors (batch, pos, d_model).
+        calls: per layer, the named arguments of its own call, without hidden states and cache.
+        keys, values: per layer, (batch, key/value head, pos, d_head).
+        logits: (batch, kept, vocab) for the last `kept` columns.
+    """
+
+    subject: Subject
+    batch: Batch
+    hidden: list[Float[Tensor, "batch pos d_model"]]
+    calls: list[dict[str, Any]]
+    keys: list[Tensor]
+    values: list[Tensor]
+    logits: Float[Tensor, "batch kept vocab"]
+
+    def input_of(self, layer: int, column: int, times: int) -> Tensor:
+        """Hidden states entering a layer from `column` on, stacked `times` over."""
+        return self.hidden[layer][:, column:].repeat(times, 1, 1)
+
+
+def record(subject: Subject, batch: Batch, edits: Sequence[Edit] = (), *, keep: int = 1) -> Recording:
+    """Run a batch once, keeping what replays need.
+
+    Raises:
+        SubjectError: the prompts are longer than a sliding attention window.
+    """
+    from transformers import DynamicCache
+
+    _refuse_sliding(subject, batch)
+    cache = DynamicCache()
+    hidden: list[Tensor] = []
+    calls: list[dict[str, Any]] = []
+    names = [_parameters(layer) for layer in subject.layers]
+
+    def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named = dict(zip(names[len(calls)], args, strict=False)) | kwargs
+        hidden.append(named.pop("hidden_states"))
+        named.pop("past_key_values", None)
+        calls.append(named)
+
+    def note_final(_: nn.Module, args: tuple[Any, ...]) -> None:
+        hidden.append(args[0])
+
+    subject.work.token_layers += batch.n_rows * batch.n_cols * subject.shape.n_layers
+    with subject.reading(batch), edit(subject, *edits):
+        handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in subject.layers]
+        handles.append(subject.family.final_norm_of(subject.model).register_forward_pre_hook(note_final))
+        try:
+            out = subject.model(
+                input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=batch.position_ids, past_key_values=cache,
+                use_cache=True, logits_to_keep=keep,
+            )  # fmt: skip
+        finally:
+            for handle in handles:
+                handle.remove()
+    keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+    return Recording(subject, batch, hidden, calls, keys, values, out.logits)
+
+
+def replay(
+    recording: Recording, edits: Sequence[Edit], *, times: int = 1, capture: Sequence[tuple[Site | str, Span | str]] = (), keep: int = 1
+) -> Output:
+    """The recorded forward under edits, recomputing only layers and columns they can reach.
+
+    Args:
+        times: fold this many copies of the batch into one; copy `i` has rows `i * B` to `(i + 1) * B`, which
+            edits address by `rows`.
+        keep: for how many of the last columns logits are computed.
+    """
+    subject = recording.subject
+    places: list[Place] = [(Site.parse(s) if isinstance(s, str) else s, Span.of(p)) for s, p in capture]
+    batch = recording.batch.repeat(times) if times > 1 else recording.batch
+    live = [e for e in edits if not e.empty]
+    layer = min((_first_layer(subject, site) for site in [e.site for e in live] + [s for s, _ in places]), default=subject.shape.n_layers)
+    column = _first_column(batch, live, places, keep)
+    before, subject.window = subject.window, Window(batch, column, batch.n_cols - column)
+    try:
+        with edit(subject, *live, capture=places) as active:
+            active.forwards += 1
+            hidden = _run_layers(recording, layer, column, times)
+            logits = subject.unembed(hidden) if keep >= hidden.shape[1] else _last_logits(subject, hidden, keep)
+    finally:
+        subject.window = before
+    return Output(logits[:, -keep:], active.captured(), active.firings())
+
+
+def branch(
+    recording: Recording, batch: Batch, column: int, *, capture: Sequence[tuple[Site | str, Span | str]] = (), keep: int = 1
+) -> Output:
+    """Run another batch that agrees with the recorded one before `column`, computing only the columns from there.
+
+    Captures hold the columns from `column` on.
+    """
+    subject = recording.subject
+    places: list[Place] = [(Site.parse(s) if isinstance(s, str) else s, Span.of(p)) for s, p in capture]
+    column = min(column, batch.n_cols - keep)
+    cache = _cropped(recording, 0, column, 1)
+    subject.work.token_layers += batch.n_rows * (batch.n_cols - column) * subject.shape.n_layers
+    with subject.reading(batch), edit(subject, capture=places) as active:
+        logits = subject.model(
+            input_ids=batch.ids[:, column:], attention_mask=batch.mask.long(), position_ids=batch.position_ids[:, column:],
+            past_key_values=cache, use_cache=True, logits_to_keep=keep,
+        ).logits  # fmt: skip
+    return Output(logits, active.captured(), active.firings())
+
+
+def _last_logits(subject: Subject, hidden: Tensor, keep: int) -> Tensor:
+    normed = subject.family.final_norm_of(subject.model)(hidden)
+    logits: Tensor = subject.family.unembed_of(subject.model)(normed[:, -keep:])
+    return logits
+
+
+def _run_layers(recording: Recording, first: int, column: int, times: int) -> Tensor:
+    subject = recording.subject
+    n_layers, width = subject.shape.n_layers, recording.batch.n_cols - column
+    hidden = recording.input_of(first, column, times)
+    subject.work.token_layers += hidden.shape[0] * width * (n_layers - first)
+    if first == n_layers:
+        return hidden
+    cache = _cropped(recording, first, column, times)
+    mask = _suffix_mask(recording, column, times)
+    for layer in range(first, n_layers):
+        call = _suffix_call(recording.calls[layer], recording.batch.n_rows, column, times)
+        device = recording.hidden[layer].device
+        call |= {"attention_mask": mask.to(device), "past_key_values": cache}
+        hidden = subject.layers[layer](hidden.to(device), **call)
+    return hidden
+
+
+def _suffix_call(call: dict[str, Any], rows: int, column: int, times: int) -> dict[str, Any]:
+    def cut(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(cut(v) for v in value)
+        if isinstance(value, Tensor) and value.ndim >= 2:
+            value = value[:, column:]
+            return value.repeat(times, *(1,) * (value.ndim - 1)) if value.shape[0] == rows and times > 1 else value
+        return value
+
+    return {name: value if name == "attention_mask" else cut(value) for name, value in call.items()}
+
+
+def _suffix_mask(recording: Recording, column: int, times: int) -> Tensor:
+    """Causal mask of the replayed rows over all keys, in the form this attention implementation expects."""
+    keep = suffix_keep(recording.batch.mask, column)[:, None].repeat(times, 1, 1, 1)
+    if getattr(recording.subject.model.config, "_attn_implementation", "eager").endswith("sdpa"):
+        return keep
+    dtype = recording.hidden[0].dtype
+    return torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill(~keep, torch.finfo(dtype).min)
+
+
+def suffix_keep(mask: Bool[Tensor, "batch pos"], column: int) -> Bool[Tensor, "batch query pos"]:
+    """Which keys each column from `column` on may attend to. Padding rows attend to themselves, so no row is empty."""
+    n = mask.shape[1]
+    places = torch.arange(n, device=mask.device)
+    query = places[column:, None]
+    return ((places <= query) & mask[:, None, :]) | (places == query)
+
+
+def _cropped(recording: Recording, first: int, column: int, times: int) -> Any:
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for layer in range(recording.subject.shape.n_layers):
+        keys, values = recording.keys[layer][:, :, :column], recording.values[layer][:, :, :column]
+        if layer >= first:
+            keys, values = keys.repeat(times, 1, 1, 1), values.repeat(times, 1, 1, 1)
+        cache.update(keys, values, layer)
+    return cache
+
+
+def _first_layer(subject: Subject, site: Site) -> int:
+    """First layer that must run for an edit at `site` to take effect."""
+    if site.kind == "embed":
+        raise EditError("replay starts at a layer; edit 'resid_pre.0' instead of 'embed', or use `run`")
+    if site.layer is None:
+        return subject.shape.n_layers
+    return site.layer + (site.kind == "resid_post")
+
+
+def _first_column(batch: Batch, edits: Sequence[Edit], places: Sequence[Place], keep: int) -> int:
+    columns = [batch.n_cols - keep]
+    for one in edits:
+        columns += (one.places or batch.locate(one.span, one.rows))[1].tolist()
+    for _, span in places:
+        columns += batch.locate(span)[1].tolist()
+    return min(columns)
+
+
+def _parameters(layer: nn.Module) -> list[str]:
+    return [name for name in inspect.signature(layer.forward).parameters if name not in ("args", "kwargs")]
+
+
+def _refuse_sliding(subject: Subject, batch: Batch) -> None:
+    window = getattr(subject.model.config, "sliding_window", None)
+    if getattr(subject.model.config, "use_sliding_window", True) and window is not None and batch.n_cols > window:
+        raise SubjectError(f"replay keeps whole caches, but these prompts ({batch.n_cols} tokens) exceed the sliding window of {window}; use `run`")

@@ -1,0 +1,160 @@
+"""A `Tap` knows how one kind of site is read from, and written to, the tensors a module passes on.
+
+Most sites are a tensor a module receives or returns. Two are not handed over by any module and are
+reached through one that is: `resid_mid` (residual + attention output) and `head_result` (a head's share
+of the output projection) are edited by adding the *change* to the attention output, so an unchanged value
+leaves every bit as it was.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mediant.core.site import Site
+from mediant.subject import Subject
+
+Where = tuple[Int[Tensor, " n"], Int[Tensor, " n"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """Where a site's tensor passes by.
+
+    Attributes:
+        side: whether it is the module's input or its output.
+        heads: number of heads the last dimension splits into; 0 when it is not per head.
+        part: for fused projections, which slice of the last dimension belongs to the site.
+        partner: a module whose input must be remembered for derived sites.
+        derive: turns (remembered input at the tokens, output at the tokens) into the site's value.
+    """
+
+    module: nn.Module
+    side: Literal["input", "output"]
+    heads: int = 0
+    part: tuple[int, int] | None = None
+    partner: nn.Module | None = None
+    derive: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def gather(self, raw: Float[Tensor, "batch pos width"], at: Where, head: int | None, memory: Tensor | None) -> Tensor:
+        """The site's values at some tokens, shape (n, d) or (n, head, d)."""
+        if self.derive is not None:
+            assert memory is not None  # noqa: S101 - the partner's hook runs before this module's
+            return self.derive(memory[at[0], at[1]], raw[at[0], at[1]])
+        found = raw[at[0], at[1]][..., slice(*(self.part or (None,)))]
+        if not self.heads:
+            return found
+        split = found.unflatten(-1, (self.heads, -1))
+        return split if head is None else split[:, head]
+
+    def scatter(self, raw: Float[Tensor, "batch pos width"], at: Where, head: int | None, old: Tensor, new: Tensor) -> Tensor:
+        """A copy of `raw` in which the site's values at some tokens are `new` instead of `old`."""
+        result = raw.clone()
+        if self.derive is not None:
+            change = new - old
+            result[at[0], at[1]] += change.sum(1) if change.ndim == 3 else change
+            return result
+        full = result[at[0], at[1]]
+        place = slice(*(self.part or (None,)))
+        part = full[..., place]
+        if self.heads:
+            split = part.unflatten(-1, (self.heads, -1)).clone()
+            if head is None:
+                split = new
+            else:
+                split[:, head] = new
+            part = split.flatten(-2)
+        else:
+            part = new
+        full[..., place] = part
+        result[at[0], at[1]] = full
+        return result
+
+
+def tap(subject: Subject, site: Site) -> Tap:
+    """How to reach `site` in this subject.
+
+    Raises:
+        SubjectError, OutOfRange: the subject does not have the site.
+    """
+    subject.validate(site)
+    family, model = subject.family, subject.model
+    if site.kind == "embed":
+        return Tap(subject.base.get_submodule(family.embed), "output")
+    if site.kind == "final_resid" or (site.kind == "resid_post" and site.layer == subject.shape.n_layers - 1):
+        return Tap(family.final_norm_of(model), "input")
+    layer = site.layer
+    assert layer is not None  # noqa: S101 - `validate` refused layerless use
+    if site.kind in ("resid_pre", "resid_post"):
+        return Tap(subject.layers[layer + (site.kind == "resid_post")], "input")
+    attn, mlp = family.attn_of(model, layer), family.mlp_of(model, layer)
+    if site.kind in ("q", "k", "v"):
+        return _projection(subject, site.kind, attn)
+    if site.kind == "head_result":
+        project = family.out_proj_of(model, layer)
+        return Tap(project, "output", partner=project, derive=_head_result(subject, project, site.head))
+    if site.kind == "resid_mid":
+        return Tap(attn, "output", partner=subject.layers[layer], derive=torch.add)
+    simple: dict[str, Tap] = {
+        "attn_in": Tap(attn, "input"),
+        "head_z": Tap(family.out_proj_of(model, layer), "input", heads=subject.shape.n_heads),
+        "attn_out": Tap(attn, "output"),
+        "mlp_in": Tap(mlp, "input"),
+        "mlp_post": Tap(mlp.get_submodule(family.mlp_down), "input"),
+        "mlp_out": Tap(mlp, "output"),
+    }
+    return simple[site.kind]
+
+
+def _projection(subject: Subject, kind: str, attn: nn.Module) -> Tap:
+    shape, names = subject.shape, subject.family.qkv
+    heads = shape.n_heads if kind == "q" else shape.n_kv_heads
+    which = "qkv".index(kind)
+    if len(names) == 3:
+        return Tap(attn.get_submodule(names[which]), "output", heads=heads)
+    widths = [shape.n_heads * shape.d_head, shape.n_kv_heads * shape.d_head, shape.n_kv_heads * shape.d_head]
+    start = sum(widths[:which])
+    return Tap(attn.get_submodule(names[0]), "output", heads=heads, part=(start, start + widths[which]))
+
+
+def head_weight(subject: Subject, layer: int) -> Float[Tensor, "head d_model d_head"]:
+    """Output-projection weights split by head."""
+    project = subject.family.out_proj_of(subject.model, layer)
+    return _split_weight(project, subject.shape.n_heads)
+
+
+def _split_weight(project: nn.Module, n_heads: int) -> Tensor:
+    weight: Tensor = project.weight  # type: ignore[assignment]
+    # GPT-2's Conv1D stores (in, out), Linear stores (out, in).
+    matrix = weight if isinstance(project, nn.Linear) else weight.mT
+    return matrix.unflatten(1, (n_heads, -1)).transpose(0, 1)
+
+
+def _head_result(subject: Subject, project: nn.Module, head: int | None) -> Callable[[Tensor, Tensor], Tensor]:
+    n_heads = subject.shape.n_heads
+
+    def derive(z: Tensor, _: Tensor) -> Tensor:
+        split, weight = z.unflatten(-1, (n_heads, -1)), _split_weight(project, n_heads)
+        if head is not None:
+            return F.linear(split[:, head], weight[head])
+        return torch.einsum("nhe,hde->nhd", split, weight)
+
+    return derive
+
+
+def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states among a module call's arguments, however they were passed."""
+    found = args[0] if args else kwargs["hidden_states"]
+    assert isinstance(found, Tensor)  # noqa: S101 - families name only modules called with hidden states
+    return found
+
+
+def with_first_input(args: tuple[Any, ...], kwargs: dict[str, Any], new: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments with other hidden states."""
+    if args:
+        return (new, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": new}

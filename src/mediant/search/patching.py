@@ -1,0 +1,231 @@
+"""Activation patching: which layer, head, MLP, neuron or position carries the difference between two prompts?
+
+    effect = patch(lm, pair, at=Site("resid_post", 12), span="S2")
+    grid   = Patcher(lm, encode(lm, pairs)).grid([Site("resid_post", l) for l in range(30)], spans)
+
+One site at a time is given the value it has on the source prompt, and the change of the metric is its natural
+indirect effect (Vig et al. 2020; Meng et al. 2022; Wang et al. 2022). *Noising* puts counterfactual values into the
+clean run and tests necessity; *denoising* the reverse and tests sufficiency. Each patch replays only the layers
+and columns it can change, sites that start at the same layer are folded into one batch, and positions before the
+first differing token, where both runs are equal, cost nothing: their effect is exactly 0.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mediant.core.errors import OutOfRange
+from mediant.core.pair import Pair
+from mediant.core.ranking import Ranking, Scored
+from mediant.core.site import Site
+from mediant.core.span import Span
+from mediant.interventions.edits import Activation, Edit, swap_at
+from mediant.interventions.execute import Firing
+from mediant.interventions.replay import Recording, branch, record, replay
+from mediant.measures.effects import Decomposition, Effect, cluster_labels
+from mediant.measures.intervals import Array, estimate
+from mediant.measures.metrics import Metric, Outcome, metric
+from mediant.subject import Subject
+from mediant.tasks.encode import Direction, PairBatch, encode
+
+FOLD_TOKENS = 768
+
+
+class Patcher:
+    """A batch of pairs made ready for many patches: base recorded once, source captured once.
+
+    Attributes:
+        before, source: metric of the untouched base and source runs, one value per pair.
+        outcome: the untouched base run's answers.
+    """
+
+    def __init__(self, subject: Subject, pairs: PairBatch, *, by: str | Metric = "logit_diff") -> None:
+        self.subject, self.pairs, self.metric = subject, pairs, metric(by)
+        self._fork = int(pairs.first_difference.min())
+        with torch.no_grad():
+            self.base: Recording = record(subject, pairs.base, keep=pairs.keep)
+            source = branch(self.base, pairs.source, self._fork, keep=pairs.keep)
+        self.outcome = Outcome(pairs, self.base.logits)
+        self.before, self.source = self.measured(self.outcome), self.measured(Outcome(pairs, source.logits))
+        self._captured: dict[Site, Activation] = {}
+
+    @property
+    def total(self) -> Array:
+        """Total effect per pair."""
+        return self.source - self.before
+
+    def capture(self, sites: Iterable[Site]) -> None:
+        """Capture sites of the source run, all missing ones in a single forward."""
+        whole = dict.fromkeys(_whole(self.subject.validate(site)) for site in sites)
+        missing = [site for site in whole if site not in self._captured]
+        if missing:
+            places = [(site, Span("all")) for site in missing]
+            with torch.no_grad():
+                out = branch(self.base, self.pairs.source, self._fork, capture=places, keep=self.pairs.keep)
+            self._captured |= {site: out.captured[site, span] for site, span in places}
+
+    def source_at(self, site: Site, span: Span) -> Activation:
+        """The source's values at the part of `span` where the runs can differ."""
+        self.capture([site])
+        found = self._captured[_whole(site)].select(*self.pairs.changed(span))
+        return found if site.head is None or _whole(site) == site else Activation(found.values[:, site.head], found.rows, found.cols)
+
+    def swap(self, site: Site, span: Span | str, *, copy: int = 0) -> Edit:
+        """The edit that writes the source's values into one copy of the base."""
+        source = self.source_at(site, Span.of(span))
+        shifted = Activation(source.values, source.rows + copy * self.pairs.base.n_rows, source.cols)
+        return swap_at(site, Span.of(span), shifted)
+
+    def effect(self, edits: Sequence[Edit]) -> tuple[Array, list[Firing]]:
+        """Metric after minus before for some edits together, one value per pair."""
+        with torch.no_grad():
+            out = replay(self.base, edits, keep=self.pairs.keep)
+        return self.measured(Outcome(self.pairs, out.logits)) - self.before, out.firings
+
+    def joint(self, sites: Sequence[Site], span: Span | str = "all") -> Array:
+        """Effect of giving several sites their source values at once."""
+        if not sites:
+            return np.zeros(len(self.pairs.pairs))
+        return self.effect([self.swap(site, span) for site in sites])[0]
+
+    def grid(self, sites: Sequence[Site], spans: Sequence[Span], *, tick: Callable[[int], None] | None = None) -> Array:
+        """Effects of every site at every span, each on its own: shape (site, span, pair)."""
+        result = np.zeros((len(sites), len(spans), len(self.pairs.pairs)))
+        self.capture(sites)
+        order = sorted(range(len(sites)), key=lambda i: _start(sites[i]))
+        for j, span in enumerate(spans):
+            for _, same in groupby(order, key=lambda i: _start(sites[i])):
+                chosen = list(same)
+                result[chosen, j] = self.each([self.variant(sites[i], span) for i in chosen])
+                if tick is not None:
+                    tick(len(chosen))
+        return result
+
+    def variant(self, site: Site, span: Span | str) -> "Variant":
+        """One intervention on a copy of the base that is yet to be numbered."""
+        return lambda copy: self.swap(site, span, copy=copy)
+
+    def each(self, variants: "Sequence[Variant]") -> Array:
+        """Effect of each variant on its own, several folded into one forward: shape (variant, pair)."""
+        n = self.pairs.base.n_rows
+        live = [i for i, make in enumerate(variants) if not make(0).empty]
+        result = np.zeros((len(variants), len(self.pairs.pairs)))
+        if not live:
+            return result
+        column = min(int(places[1].min()) for i in live if (places := variants[i](0).places))
+        size = max(1, FOLD_TOKENS // (n * (self.pairs.base.n_cols - column)))
+        for start in range(0, len(live), size):
+            chunk = live[start : start + size]
+            with torch.no_grad():
+                out = replay(self.base, [variants[i](c) for c, i in enumerate(chunk)], times=len(chunk), keep=self.pairs.keep)
+            for i, logits in zip(chunk, out.logits.split(n), strict=True):
+                result[i] = self.measured(Outcome(self.pairs, logits)) - self.before
+        return result
+
+    def measured(self, outcome: Outcome) -> Array:
+        """The metric of an outcome, one value per pair."""
+        values: Tensor = self.metric(outcome)
+        return np.asarray(values.double().cpu().numpy())
+
+
+Variant = Callable[[int], Edit]
+
+
+def patch(
+    subject: Subject,
+    pairs: Pair | Sequence[Pair],
+    *,
+    at: Site | Sequence[Site],
+    span: Span | str = "all",
+    by: str | Metric = "logit_diff",
+    direction: Direction = "noising",
+) -> Effect:
+    """Natural indirect effect of one site, or of several together, at a span.
+
+    Raises:
+        UnknownName, OutOfRange, SubjectError: a site, span or metric that does not exist here.
+        TaskError: pairs that cannot be aligned.
+    """
+    items = [pairs] if isinstance(pairs, Pair) else list(pairs)
+    sites = [at] if isinstance(at, Site) else list(at)
+    patcher = Patcher(subject, encode(subject, items, direction=direction), by=by)
+    values, firings = patcher.effect([patcher.swap(subject.validate(site), span) for site in sites])
+    label = f"{direction} {', '.join(map(str, sites[:3]))}{', ...' if len(sites) > 3 else ''} at {span}"
+    clusters = cluster_labels([p.template for p in items]) or []
+    return Effect(label, values, patcher.before, patcher.source, tuple(p.id for p in items), tuple(clusters), firings)
+
+
+def decompose(
+    subject: Subject, pairs: Sequence[Pair], *, at: Sequence[Site], span: Span | str = "all", by: str | Metric = "logit_diff"
+) -> Decomposition:
+    """Total, natural indirect and natural direct effects of a mediator, per item."""
+    there = Patcher(subject, encode(subject, pairs), by=by)
+    back = Patcher(subject, encode(subject, pairs, direction="denoising"), by=by)
+    # NDE = m(x' | do Z = Z(x)) - m(x): the reverse patch, measured from the base's own metric.
+    return Decomposition(there.total, there.joint(at, span), back.joint(at, span) + back.before - there.before)
+
+
+def rank(
+    subject: Subject,
+    pairs: Sequence[Pair],
+    sites: Sequence[Site],
+    *,
+    span: Span | str = "all",
+    by: str | Metric = "logit_diff",
+    direction: Direction = "noising",
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Ranking:
+    """Patch sites one at a time and rank them by |mean effect|."""
+    if not sites:
+        raise OutOfRange("nothing to rank: no sites were given")
+    parts = [
+        Patcher(subject, encode(subject, pairs[i : i + batch_size], direction=direction), by=by).grid(sites, [Span.of(span)])[:, 0]
+        for i in range(0, len(pairs), batch_size)
+    ]
+    return ranking_of(sites, np.concatenate(parts, axis=1), pairs, method=f"activation patching, {direction}", by=by, seed=seed)
+
+
+def ranking_of(
+    sites: Sequence[Site], effects: Array, pairs: Sequence[Pair], *, method: str, by: str | Metric = "logit_diff", seed: int = 0
+) -> Ranking:
+    """A ranking from a (site, pair) table of effects."""
+    clusters = cluster_labels([p.template for p in pairs])
+    entries = []
+    for site, values in zip(sites, effects, strict=True):
+        found = estimate(values, clusters=clusters, seed=seed, draws=500)
+        entries.append(Scored(str(site), found.value, found.ci95, found.n))
+    unit = sites[0].kind if len({s.kind for s in sites}) == 1 else "site"
+    name = by if isinstance(by, str) else getattr(by, "__name__", "metric")
+    return Ranking("head" if unit == "head_z" else unit, entries, metric=name, method=method)
+
+
+def neuron_effects(patcher: Patcher, layer: int, span: Span | str, neurons: Sequence[int]) -> Array:
+    """Effect of each hidden MLP neuron on its own: shape (neuron, pair).
+
+    Raises:
+        OutOfRange: a neuron the MLP does not have.
+    """
+    site, size = Site("mlp_post", layer), patcher.subject.shape.d_mlp
+    wrong = [i for i in neurons if not 0 <= i < size]
+    if wrong:
+        raise OutOfRange(f"neurons {wrong[:5]} do not exist: layer {layer} has neurons 0 to {size - 1}")
+
+    def variant(neuron: int) -> Variant:
+        return lambda copy: replace(patcher.swap(site, span, copy=copy), index=(neuron,))
+
+    return patcher.each([variant(neuron) for neuron in neurons])
+
+
+def _whole(site: Site) -> Site:
+    """All heads of a per-head site, so that one capture serves every head; a head's own result is derived singly."""
+    return site if site.head is None or site.kind == "head_result" else Site(site.kind, site.layer)
+
+
+def _start(site: Site) -> int:
+    """First layer whose recomputation the site needs; the final norm comes after all layers."""
+    return 10**6 if site.layer is None else site.layer + (site.kind == "resid_post")

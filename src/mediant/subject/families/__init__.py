@@ -1,0 +1,26 @@
+"""Architecture families: which model types are supported and where their parts are."""
+
+from mediant.core.errors import unknown
+from mediant.subject.families.family import Family, Shape, check
+from mediant.subject.families.gpt2 import GPT2
+from mediant.subject.families.llama import LLAMA
+from mediant.subject.families.qwen import QWEN
+from mediant.subject.families.toy import TOY
+
+FAMILIES: tuple[Family, ...] = (LLAMA, QWEN, GPT2, TOY)
+
+
+def family_of(model_type: str) -> Family:
+    """The family that covers a Hugging Face `model_type`.
+
+    Raises:
+        UnknownName: no family covers it; the nearest supported types are named.
+    """
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    supported = [t for f in FAMILIES for t in f.model_types]
+    raise unknown("model type", model_type, supported, note=f"Supported model types: {', '.join(supported)}.")
+
+
+__all__ = ["FAMILIES", "Family", "Shape", "check", "family_of"]

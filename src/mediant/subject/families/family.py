@@ -1,0 +1,132 @@
+"""A `Family` says where a model class keeps its layers, heads and sublayers: data, not code.
+
+Every family is one small file next to this one. A new one needs the dotted paths below and nothing
+else, as long as its blocks are `x + attn(norm(x))` then `x + mlp(norm(x))`; the self-check at load
+(`check`) compares every claim with the model that was actually loaded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from mediant.core.errors import OutOfRange, SubjectError
+from mediant.core.site import HEAD_KINDS, KEY_VALUE_KINDS, LAYERLESS_KINDS, Site
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a subject. Query heads number `n_heads`, key/value heads `n_kv_heads`."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    n_vocab: int
+
+    @property
+    def group(self) -> int:
+        """Query heads per key/value head: query head `h` reads key/value head `h // group`."""
+        return self.n_heads // self.n_kv_heads
+
+
+@dataclass(frozen=True)
+class Family:
+    """Dotted paths of one architecture family.
+
+    `base`, `layers`, `embed`, `final_norm` start at the model or its base; the others at a layer, an
+    attention module or an MLP. `qkv` is three projection names, or one for a fused projection.
+
+    Attributes:
+        cannot: site kind -> why this family cannot address it; asking for it raises that reason.
+        attention_interface: whether attention goes through transformers' attention interface, so that
+            rows can be observed and edges biased or cut.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    base: str
+    layers: str
+    embed: str
+    final_norm: str
+    unembed: str
+    attn: str
+    qkv: tuple[str, ...]
+    out_proj: str
+    mlp: str
+    mlp_down: str
+    cannot: Mapping[str, str] = field(default_factory=dict)
+    attention_interface: bool = True
+
+    def base_of(self, model: nn.Module) -> nn.Module:
+        """The module whose forward loops over the layers."""
+        return model.get_submodule(self.base)
+
+    def layers_of(self, model: nn.Module) -> list[nn.Module]:
+        """The transformer blocks in order."""
+        return list(self.base_of(model).get_submodule(self.layers).children())
+
+    def attn_of(self, model: nn.Module, layer: int) -> nn.Module:
+        """Attention module of a layer."""
+        return self.layers_of(model)[layer].get_submodule(self.attn)
+
+    def out_proj_of(self, model: nn.Module, layer: int) -> nn.Module:
+        """Projection that turns concatenated head values into the attention output."""
+        return self.attn_of(model, layer).get_submodule(self.out_proj)
+
+    def mlp_of(self, model: nn.Module, layer: int) -> nn.Module:
+        """MLP of a layer."""
+        return self.layers_of(model)[layer].get_submodule(self.mlp)
+
+    def final_norm_of(self, model: nn.Module) -> nn.Module:
+        """Norm before the unembedding."""
+        return self.base_of(model).get_submodule(self.final_norm)
+
+    def unembed_of(self, model: nn.Module) -> nn.Module:
+        """Linear map from the normed residual stream to logits."""
+        return model.get_submodule(self.unembed)
+
+    def validate(self, site: Site, shape: Shape) -> None:
+        """Refuse a site this subject does not have.
+
+        Raises:
+            SubjectError: the family cannot address this kind, with the reason.
+            OutOfRange: layer or head beyond the model's.
+        """
+        if site.kind in self.cannot:
+            raise SubjectError(f"family {self.name} cannot address {site.kind!r}: {self.cannot[site.kind]}")
+        if site.kind not in LAYERLESS_KINDS and (site.layer is None or site.layer >= shape.n_layers):
+            raise OutOfRange(f"layer {site.layer} of {str(site)!r} does not exist: this model has layers 0 to {shape.n_layers - 1}")
+        heads = shape.n_kv_heads if site.kind in KEY_VALUE_KINDS else shape.n_heads
+        if site.kind in HEAD_KINDS and site.head is not None and site.head >= heads:
+            what = "key/value heads" if site.kind in KEY_VALUE_KINDS else "query heads"
+            raise OutOfRange(f"head {site.head} of {str(site)!r} does not exist: this model has {what} 0 to {heads - 1}")
+
+
+def check(family: Family, model: nn.Module, shape: Shape) -> None:
+    """Compare a family's claims with a loaded model.
+
+    Raises:
+        SubjectError: naming the path or size that does not hold.
+    """
+    try:
+        layers = family.layers_of(model)
+        for layer in range(len(layers)):
+            family.out_proj_of(model, layer)
+            family.mlp_of(model, layer).get_submodule(family.mlp_down)
+            for name in family.qkv:
+                family.attn_of(model, layer).get_submodule(name)
+        family.final_norm_of(model)
+        unembed = family.unembed_of(model)
+        family.base_of(model).get_submodule(family.embed)
+    except AttributeError as error:
+        raise SubjectError(f"{type(model).__name__} is not laid out as family {family.name} expects: {error}") from error
+    if len(layers) != shape.n_layers:
+        raise SubjectError(f"config names {shape.n_layers} layers, the model has {len(layers)}")
+    if shape.n_heads % shape.n_kv_heads:
+        raise SubjectError(f"{shape.n_heads} query heads do not divide into {shape.n_kv_heads} key/value heads")
+    weight = unembed.weight
+    if tuple(weight.shape) != (shape.n_vocab, shape.d_model):
+        raise SubjectError(f"unembedding has shape {tuple(weight.shape)}, expected {(shape.n_vocab, shape.d_model)}")

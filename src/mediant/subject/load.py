@@ -1,0 +1,126 @@
+"""`load` turns a name, a folder, a GGUF file or a hub id into a `Subject`.
+
+    load("smollm2-135m")            # a model of the catalogue, fetched once into the user's cache
+    load("path/to/folder")          # config.json + safetensors + tokenizer
+    load("model.gguf")              # one GGUF file
+    load("Qwen/Qwen3-0.6B")         # a hub id, where a hub can be reached
+
+Weights are safetensors or GGUF; pickles are refused. The model is loaded as its library class and
+checked against its family before it is handed out.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mediant.core.errors import SubjectError, unknown
+from mediant.subject import catalogue, fetch, weights
+from mediant.subject.families import Shape, check, family_of
+from mediant.subject.subject import Subject
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    name: str | Path, *, device: str | None = None, dtype: str | torch.dtype = "float32", device_map: str | dict[str, str] | None = None
+) -> Subject:
+    """Load a decoder-only language model.
+
+    Args:
+        name: catalogue name, folder, GGUF file, or hub id.
+        device: where the model goes, e.g. `cpu` or `cuda:0`; default: cuda when there is one.
+        dtype: `float32` (default: small effects drown in bfloat16's rounding), `bfloat16` or `float16`.
+        device_map: placement of a large model by accelerate, instead of `device`.
+
+    Raises:
+        UnknownName: neither a known model nor a path, or a dtype that does not exist.
+        UnsafeWeights: the folder holds pickled weights only.
+        SubjectError: the weights are broken, or the architecture has no family.
+    """
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise unknown("dtype", dtype, DTYPES)
+        dtype = DTYPES[dtype]
+    source, gguf_file, fingerprint = _resolve(str(name))
+    model, tokenizer = _from_pretrained(source, gguf_file, dtype, device_map)
+    if device_map is None:
+        model.to(_device(device))
+    return wrap(model, tokenizer, name=str(name), fingerprint=fingerprint)
+
+
+def wrap(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, name: str = "", fingerprint: str = "") -> Subject:
+    """A `Subject` from a model and tokenizer already in memory."""
+    family = family_of(model.config.model_type)
+    shape = shape_of(model.config)
+    check(family, model, shape)
+    return Subject(name or type(model).__name__, model.eval(), tokenizer, family, shape, fingerprint)
+
+
+def shape_of(config: "PretrainedConfig") -> Shape:
+    """Sizes from a library config."""
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    d_mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    return Shape(
+        n_layers=config.num_hidden_layers,
+        n_heads=config.num_attention_heads,
+        n_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        d_model=config.hidden_size,
+        d_head=d_head,
+        d_mlp=d_mlp,
+        n_vocab=config.vocab_size,
+    )
+
+
+def _device(device: str | None) -> torch.device:
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(chosen)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise SubjectError(f"device {chosen!r} is not usable here: {str(error).splitlines()[0]}; try --device cpu") from error
+    return found
+
+
+def _resolve(name: str) -> tuple[str, str | None, str]:
+    """Where to load from: folder or hub id, GGUF file within it, fingerprint of local weights."""
+    if name in catalogue.models():
+        folder = fetch.fetch(name)
+        return str(folder), None, weights.fingerprint(weights.check_folder(folder))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        weights.check_gguf(path)
+        return str(path.parent), path.name, weights.fingerprint([path])
+    if path.is_dir():
+        return str(path), None, weights.fingerprint(weights.check_folder(path))
+    if path.is_file():
+        raise SubjectError(f"{path} is a file, expected a model folder or a .gguf file")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        return name, None, ""
+    raise unknown("model", name, catalogue.models(), note="A model is a catalogue name, a folder, a .gguf file or a hub id OWNER/NAME.")
+
+
+def _from_pretrained(
+    source: str, gguf_file: str | None, dtype: torch.dtype, device_map: str | dict[str, str] | None
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    extra = {"gguf_file": gguf_file} if gguf_file else {"use_safetensors": True}
+    try:
+        config = AutoConfig.from_pretrained(source, **({"gguf_file": gguf_file} if gguf_file else {}))
+        family_of(config.model_type)
+        tokenizer = AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf_file} if gguf_file else {}))
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map=device_map, **extra)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise SubjectError(
+            f"could not load {source!r}: {first[:300]} (expected a folder with config.json, safetensors and tokenizer files, "
+            "a .gguf file, or a hub id with a hub in reach)"
+        ) from error
+    return model, tokenizer

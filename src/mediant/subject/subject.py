@@ -1,0 +1,177 @@
+"""A `Subject` is a model under study: the untouched model, its tokenizer, and where its parts are.
+
+    lm = mediant.load("smollm2-135m")
+    batch = lm.encode(["When Mary and John went to the store, John gave a drink to"])
+    lm.family, lm.shape.n_layers, lm.generate(batch, max_new_tokens=3)
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mediant.core.errors import SubjectError, TaskError
+from mediant.core.pair import Prompt
+from mediant.core.site import Site
+from mediant.subject.batch import Batch, Side, Tokens, bare_batch, collate, tokenize
+from mediant.subject.families import Family, Shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class Window:
+    """Which columns of which batch the forward in progress covers: `[offset, offset + width)`."""
+
+    batch: Batch | None = None
+    offset: int = 0
+    width: int = 0
+
+
+@dataclass
+class Work:
+    """Forward work done so far, in tokens x layers; divide by a prompt's own for full forwards."""
+
+    token_layers: int = 0
+
+
+@dataclass(eq=False)
+class Subject:
+    """A decoder-only language model with named parts.
+
+    The model is only ever read and hooked: no weight is folded, renamed or replaced.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: "PreTrainedTokenizerBase"
+    family: Family
+    shape: Shape
+    fingerprint: str = ""
+    window: Window = field(default_factory=Window)
+    work: Work = field(default_factory=Work)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in; with `device_map` other layers may live elsewhere."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        dtype: torch.dtype = next(self.model.parameters()).dtype
+        return dtype
+
+    @cached_property
+    def layers(self) -> list[nn.Module]:
+        """Transformer blocks."""
+        return self.family.layers_of(self.model)
+
+    @property
+    def base(self) -> nn.Module:
+        """The module that loops over the layers."""
+        return self.family.base_of(self.model)
+
+    def validate(self, site: Site) -> Site:
+        """The same site, after checking that this subject has it."""
+        self.family.validate(site, self.shape)
+        return site
+
+    def heads(self) -> list[Site]:
+        """Every query head as a `head_z` site."""
+        return [Site("head_z", la, h) for la in range(self.shape.n_layers) for h in range(self.shape.n_heads)]
+
+    def tokenize(self, prompt: Prompt | str) -> Tokens:
+        """Token ids and token spans of a prompt."""
+        return tokenize(self.tokenizer, prompt)
+
+    def encode(self, prompts: Sequence[Prompt | str] | Prompt | str, *, side: Side = "left") -> Batch:
+        """Tokenise and pad prompts on this subject's device."""
+        prompts = [prompts] if isinstance(prompts, Prompt | str) else prompts
+        return self.collate([self.tokenize(prompt) for prompt in prompts], side=side)
+
+    def collate(self, items: Sequence[Tokens], *, side: Side = "left") -> Batch:
+        """Pad tokenised prompts on this subject's device.
+
+        Raises:
+            TaskError: a prompt is longer than the model's positions.
+        """
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        longest = max((len(item.ids) for item in items), default=0)
+        if limit is not None and longest > limit:
+            raise TaskError(f"a prompt of {longest} tokens exceeds the model's {limit} positions; shorten it")
+        return collate(items, pad_id=self.pad_id, side=side).to(self.device)
+
+    @property
+    def pad_id(self) -> int:
+        """Token id that fills padding; padding is masked, so any id serves."""
+        tokenizer = self.tokenizer
+        found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        return int(found) if isinstance(found, int) else 0
+
+    def single_token(self, text: str) -> bool:
+        """Whether `text` (with its leading space) is exactly one token."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) == 1
+
+    def continuation_ids(self, prompt: str, answer: str) -> list[int]:
+        """Token ids of `answer` as it continues `prompt`.
+
+        Raises:
+            TaskError: the answer is empty or merges with the prompt's last token.
+        """
+        before = list(self.tokenizer(prompt)["input_ids"])
+        both = list(self.tokenizer(prompt + answer)["input_ids"])
+        if both and both[-1] == self.tokenizer.eos_token_id and before and before[-1] == both[-1]:
+            before, both = before[:-1], both[:-1]
+        if len(both) <= len(before) or both[: len(before)] != before:
+            hint = "" if answer[:1].isspace() or not answer else f"; did you mean {' ' + answer!r} (with a leading space)?"
+            raise TaskError(f"answer {answer!r} is not a run of tokens after {prompt[-40:]!r}{hint}")
+        return both[len(before) :]
+
+    def unembed(self, hidden: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n vocab"]:
+        """Logits of residual-stream vectors: the model's own final norm and unembedding."""
+        logits: Tensor = self.family.unembed_of(self.model)(self.family.final_norm_of(self.model)(hidden))
+        return logits
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids."""
+        return str(self.tokenizer.decode(list(ids)))
+
+    def generate(self, batch: Batch, *, max_new_tokens: int, use_cache: bool = True, stop_at_eos: bool = True) -> Int[Tensor, "batch new"]:
+        """Greedy continuation of a left-padded batch, under whatever edits are active.
+
+        Raises:
+            SubjectError: the batch is padded on the right.
+        """
+        if not bool(batch.mask[:, -1].all()):
+            raise SubjectError('generation needs prompts that end together: encode them with side="left"')
+        eos = self.tokenizer.eos_token_id if stop_at_eos else None
+        with torch.no_grad(), self.reading(batch):
+            ids: Tensor = self.model.generate(
+                batch.ids, attention_mask=batch.mask.long(), max_new_tokens=max_new_tokens, do_sample=False, use_cache=use_cache,
+                pad_token_id=self.pad_id, eos_token_id=eos, min_new_tokens=None if stop_at_eos else max_new_tokens,
+            )  # fmt: skip
+        return ids[:, batch.n_cols :]
+
+    @contextmanager
+    def reading(self, batch: Batch) -> Iterator[None]:
+        """Declare the batch that forwards inside this block run on, so spans can be resolved."""
+        before, self.window = self.window, Window(batch, 0, batch.n_cols)
+        try:
+            yield
+        finally:
+            self.window = before
+
+    def observe(self, ids: Tensor, mask: Tensor | None, offset: int) -> None:
+        """Note the columns a forward covers; called by the hook on the base module."""
+        window = self.window
+        if window.batch is None or (offset == 0 and window.batch.ids.shape[0] != ids.shape[0]):
+            window.batch = bare_batch(ids, mask)
+        window.offset, window.width = offset, ids.shape[1]

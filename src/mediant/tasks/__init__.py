@@ -1,0 +1,15 @@
+"""Data with known answers: generated tasks, the user's own pairs, planted toy models."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mediant.tasks import agreement, arithmetic, catalogue, colours, encode, ioi, pairs, plain_text, pronouns, toys
+
+__all__ = ["agreement", "arithmetic", "catalogue", "colours", "encode", "ioi", "pairs", "plain_text", "pronouns", "toys"]
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        return importlib.import_module(f"mediant.tasks.{name}")
+    raise AttributeError(f"module 'mediant.tasks' has no attribute {name!r}")
