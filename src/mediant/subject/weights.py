@@ -13,6 +13,7 @@ import os
 import struct
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -176,8 +177,9 @@ def _keep(memo: Path, content: dict[str, object]) -> None:
         memo.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(content), encoding="utf-8")
         partial.replace(memo)
-    except OSError:
-        partial.unlink(missing_ok=True)  # a cache that cannot be written costs time only
+    except OSError:  # a cache that cannot be written costs time only
+        with suppress(OSError):
+            partial.unlink()
 
 
 @dataclass

@@ -51,9 +51,12 @@ COMPACT: dict[str, tuple[SumFrame, ...]] = {
     "main": (
         SumFrame("bare", "{a}{op}{b}{end}", "+", "-"),
         SumFrame("variable", "x={a}{op}{b}{end}", "+", "-"),
-        SumFrame("brackets", "[{a}{op}{b}]{end}", "+", "-"),
+        SumFrame("math", "math:{a}{op}{b}{end}", "+", "-"),
     ),
-    "heldout": (SumFrame("calc", "calc:{a}{op}{b}{end}", "+", "-"),),
+    "heldout": (
+        SumFrame("calc", "calc:{a}{op}{b}{end}", "+", "-"),
+        SumFrame("parentheses", "({a}{op}{b}){end}", "+", "-"),
+    ),
 }
 SPANS = ("a", "op", "b", "end")
 MAX_SHOTS = 4

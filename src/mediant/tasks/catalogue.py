@@ -5,7 +5,7 @@
 """
 
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from mediant.core.errors import unknown
 from mediant.core.pair import Task
@@ -28,6 +28,7 @@ DESCRIPTIONS: dict[str, str] = {
 }
 
 
+@runtime_checkable
 class Generator(Protocol):
     """What every task's `generate` accepts; each has further keywords of its own."""
 

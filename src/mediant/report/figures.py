@@ -1,0 +1,88 @@
+"""The few kinds of picture a page is made of, as plotly figures without colours of their own theme.
+
+Colours follow the reader's light or dark setting: figures name a shared `coloraxis` or the palette below, and the
+page's script fills in backgrounds, text and the diverging scale. Labels are data and may be hostile: they are
+escaped here, because plotly would read markup in them.
+"""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+ACCENT, MUTED, SECOND = "#2f6fde", "#8a8f98", "#d9822b"
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One estimate with its interval, for `intervals`."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    colour: str = ACCENT
+
+
+def heat_maps(
+    tables: Sequence[tuple[str, Array]], columns: Sequence[str], rows: Sequence[str], *, unit: str, row_title: str = "layer"
+) -> "Figure":
+    """Heat maps side by side on one diverging scale centred at 0; each table has shape (row, column)."""
+    from plotly.graph_objects import Figure, Heatmap
+    from plotly.subplots import make_subplots
+
+    figure: Figure = make_subplots(
+        rows=1, cols=len(tables), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=[plain(name) for name, _ in tables]
+    )
+    shown = [plain(visible(c)) for c in columns]
+    # Equal tokens would fall on one tick, so columns are numbered and the ticks carry the text.
+    x = list(range(len(columns)))
+    for i, (name, table) in enumerate(tables, start=1):
+        hover = [[f"{plain(name)}<br>{row_title} {r}, {c}<br>{v:+.3f} {plain(unit)}" for c, v in zip(shown, line, strict=True)] for r, line in zip(rows, table, strict=True)]
+        figure.add_trace(Heatmap(z=table.tolist(), x=x, y=list(rows), text=hover, hoverinfo="text", coloraxis="coloraxis", xgap=1, ygap=1), row=1, col=i)
+    figure.update_xaxes(tickvals=x, ticktext=shown, tickangle=-60, showgrid=False)
+    figure.update_yaxes(showgrid=False, dtick=max(1, len(rows) // 10))
+    figure.update_yaxes(title_text=row_title, col=1)
+    reach = float(max(np.abs(table).max() for _, table in tables)) or 1.0
+    figure.update_layout(coloraxis={"cmin": -reach, "cmax": reach, "colorbar": {"title": {"text": plain(unit)}, "thickness": 12}}, height=460)
+    return figure
+
+
+def intervals(points: Sequence[Point], *, unit: str, zero: bool = True) -> "Figure":
+    """Estimates with their 95 % intervals, one per line, first on top."""
+    from plotly.graph_objects import Figure, Scatter
+
+    figure = Figure()
+    labels = [plain(p.label) for p in points]
+    figure.add_trace(
+        Scatter(
+            x=[p.value for p in points], y=labels, mode="markers", marker={"size": 9, "color": [p.colour for p in points]},
+            error_x={
+                "type": "data", "symmetric": False, "array": [p.high - p.value for p in points],
+                "arrayminus": [p.value - p.low for p in points], "thickness": 1.5, "color": MUTED,
+            },
+            hovertext=[f"{label}: {p.value:+.3f} [{p.low:+.3f}, {p.high:+.3f}]" for label, p in zip(labels, points, strict=True)],
+            hoverinfo="text", showlegend=False,
+        )
+    )  # fmt: skip
+    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    figure.update_xaxes(title_text=plain(unit), zeroline=zero)
+    figure.update_layout(height=90 + 26 * len(points))
+    return figure
+
+
+def plain(text: str) -> str:
+    """Text that plotly shows as it is."""
+    return html.escape(text, quote=False)
+
+
+def visible(token: str) -> str:
+    """A token with its spaces and line breaks made visible."""
+    return token.replace(" ", "·", 1).replace("\n", "⏎") if token.startswith(" ") else token.replace("\n", "⏎")

@@ -1,0 +1,189 @@
+"""A run folder: manifest, append-only items, result, page. A killed run resumes with nothing lost or done twice.
+
+    folder = RunFolder.open(Path("runs/demo"), manifest, resume=False)
+    if "heads/0" not in folder.done:
+        folder.append("heads/0", {"effects": [...]})
+
+    runs/demo/
+      manifest.json   what was asked for: study, preset, config, model and its hash, versions
+      items.jsonl     one line per finished work item, each with a unique key
+      result.json     measures, limits, provenance (see `mediant.core.result`)
+      index.html      the page
+
+An item is one `write` of one line; a line cut short by a kill is dropped when the folder is opened again.
+"""
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mediant.core.errors import RunError
+
+Json = dict[str, Any]
+
+
+class Manifest(BaseModel):
+    """What a run was asked to do; two runs with equal manifests give equal results."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    study: str
+    preset: str
+    config: dict[str, Any]
+    changed: dict[str, Any] = {}
+    model_fingerprint: str = ""
+    versions: dict[str, str] = {}
+
+
+class RunFolder:
+    """An open run folder."""
+
+    def __init__(self, path: Path, manifest: Manifest, done: dict[str, Json]) -> None:
+        self.path, self.manifest, self.done = path, manifest, done
+
+    @classmethod
+    def open(cls, path: Path, manifest: Manifest, *, resume: bool = False) -> "RunFolder":
+        """Create a run folder, or take up an unfinished or finished one.
+
+        Raises:
+            RunError: the folder holds a run and `resume` is off, or that run was asked for something else,
+                or the folder cannot be written.
+        """
+        existing = path / "manifest.json"
+        if existing.exists():
+            if not resume:
+                raise RunError(f"{path} already holds a run; add --resume to go on with it, or choose another --out")
+            _same(read_manifest(path), manifest, path)
+            return cls(path, manifest, _read_items(path / "items.jsonl"))
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise RunError(f"{path} is not empty and holds no run; choose another --out")
+            write_atomically(existing, manifest.model_dump_json(indent=1) + "\n")
+        return cls(path, manifest, {})
+
+    def append(self, key: str, record: Json) -> Json:
+        """Store a finished item.
+
+        Returns:
+            The record as it reads back from disk, so that an undisturbed and a resumed run compute with the same numbers.
+
+        Raises:
+            RunError: the key was stored before, or the disk is full.
+        """
+        if key in self.done:
+            raise RunError(f"item {key!r} was stored before")
+        line = json.dumps({"key": key, **record}, separators=(",", ":"), allow_nan=False) + "\n"
+        with disk_errors(self.path):
+            handle = os.open(self.path / "items.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                _write_whole(handle, line.encode())
+            finally:
+                os.close(handle)
+        self.done[key] = json.loads(line)
+        return self.done[key]
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a finished file in one step: it is there whole, or not at all."""
+        with disk_errors(self.path):
+            return write_atomically(self.path / name, text)
+
+
+def write_atomically(path: Path, text: str) -> Path:
+    """Write text beside `path` and move it into place."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a failing disk into a message that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise RunError(f"the disk that holds {path} is full; free some space and go on with --resume (finished items are kept)") from error
+        raise RunError(f"cannot write to {path}: {error.strerror or error}; choose another --out") from error
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a run folder.
+
+    Raises:
+        RunError: the folder holds no readable run.
+    """
+    try:
+        return Manifest.model_validate_json((path / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise RunError(f"{path} holds no run of this version: {error}") from error
+
+
+def _write_whole(handle: int, data: bytes) -> None:
+    """One append; on failure a partly written line is taken back."""
+    start = os.lseek(handle, 0, os.SEEK_END)
+    try:
+        written = os.write(handle, data)
+        if written != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        os.ftruncate(handle, start)
+        raise
+
+
+def _read_items(path: Path) -> dict[str, Json]:
+    """Finished items; a cut last line is removed from the file.
+
+    Raises:
+        RunError: a line in the middle is broken or a key occurs twice.
+    """
+    if not path.exists():
+        return {}
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole != len(data):
+        with disk_errors(path), path.open("r+b") as file:
+            file.truncate(whole)
+    done: dict[str, Json] = {}
+    for number, line in enumerate(data[:whole].splitlines(), start=1):
+        try:
+            item = json.loads(line)
+            key = item["key"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path} line {number} is broken: {error}; start afresh with another --out") from error
+        if key in done:
+            raise RunError(f"{path} line {number}: item {key!r} occurs twice")
+        done[key] = item
+    return done
+
+
+def _same(before: Manifest, now: Manifest, path: Path) -> None:
+    one, two = _flat(before.model_dump()), _flat(now.model_dump())
+    different = sorted(name for name in {**one, **two} if one.get(name) != two.get(name))
+    if different:
+        shown = "; ".join(f"{name}: {one.get(name)!r} then, {two.get(name)!r} now" for name in different[:5])
+        raise RunError(f"{path} was started with other settings, so it cannot be resumed with these ({shown})")
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -1,0 +1,142 @@
+"""The algorithm, top to bottom: map the effects, rank heads, confirm the best ones against controls.
+
+Every function takes one batch of pairs and returns plain numbers, one per pair, so that each call is one work
+item of a run and nothing is averaged before it is stored.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import torch
+
+from mediant.core.pair import Pair
+from mediant.core.ranking import Ranking
+from mediant.core.site import Site
+from mediant.core.span import Span
+from mediant.interventions.attention import Rows, attending
+from mediant.interventions.edits import set_to
+from mediant.interventions.execute import run
+from mediant.measures.divergence import kl
+from mediant.search.patching import Patcher
+from mediant.subject import Subject
+from mediant.tasks.encode import Direction, encode, token_columns
+
+COMPONENTS = ("resid_post", "attn_out", "mlp_out")
+Numbers = list[float]
+
+
+def patcher(subject: Subject, pairs: Sequence[Pair], by: str, direction: Direction = "noising") -> Patcher:
+    """A batch of pairs, run once clean and once counterfactual."""
+    return Patcher(subject, encode(subject, pairs, direction=direction), by=by)
+
+
+def baseline(ready: Patcher) -> dict[str, Numbers]:
+    """What the untouched model does with each pair."""
+    outcome = ready.outcome
+    return {
+        "before": ready.before.tolist(),
+        "total": ready.total.tolist(),
+        "preferred": outcome.preferred.double().tolist(),
+        "greedy": outcome.greedy_right.double().tolist(),
+    }
+
+
+def effect_map(ready: Patcher, layer: int) -> list[list[Numbers]]:
+    """Effect of each component of a layer at each column: (component, column, pair)."""
+    columns = token_columns(ready.subject, ready.pairs.pairs)
+    sites = [Site(kind, layer) for kind in COMPONENTS]
+    return ready.grid(sites, [column.span for column in columns]).tolist()
+
+
+def head_effects(ready: Patcher, layer: int) -> list[Numbers]:
+    """Effect of each head of a layer, at all positions: (head, pair)."""
+    sites = [Site("head_z", layer, head) for head in range(ready.subject.shape.n_heads)]
+    return ready.grid(sites, [Span("all")])[:, 0].tolist()
+
+
+@dataclass(frozen=True)
+class HeadSets:
+    """The heads under test and the sets they are compared with; each control has as many heads."""
+
+    top: tuple[Site, ...]
+    random: tuple[tuple[Site, ...], ...]
+    layer_matched: tuple[tuple[Site, ...], ...]
+    every: tuple[Site, ...]
+
+
+def head_sets(subject: Subject, ranking: Ranking, *, k: int, draws: int, seed: int) -> HeadSets:
+    """Top `k` heads, random sets from the other heads, and random sets with the same number per layer."""
+    top = tuple(ranking.sites(k))
+    others = [site for site in subject.heads() if site not in top]
+    rng = Random(seed)
+    random = tuple(tuple(rng.sample(others, min(k, len(others)))) for _ in range(draws))
+    matched = tuple(tuple(_matched(rng, top, others)) for _ in range(draws))
+    return HeadSets(top, random, matched, tuple(subject.heads()))
+
+
+def _matched(rng: Random, top: Sequence[Site], others: Sequence[Site]) -> list[Site]:
+    """For each layer, as many other heads as the top set has there, or all that are left."""
+    chosen: list[Site] = []
+    for layer in sorted({site.layer for site in top if site.layer is not None}):
+        here = [site for site in others if site.layer == layer]
+        wanted = sum(site.layer == layer for site in top)
+        chosen += rng.sample(here, min(wanted, len(here)))
+    return chosen
+
+
+def confirm(ready: Patcher, sets: HeadSets) -> dict[str, list[Numbers]]:
+    """Joint effects of the head sets: set name -> (draw, pair)."""
+    return {
+        "top": [ready.joint(sets.top).tolist()],
+        "each": [ready.joint([site]).tolist() for site in sets.top],
+        "random": [ready.joint(chosen).tolist() for chosen in sets.random],
+        "layer_matched": [ready.joint(chosen).tolist() for chosen in sets.layer_matched],
+        "all": [ready.joint(sets.every).tolist()],
+    }
+
+
+def restore(ready: Patcher, sets: HeadSets) -> dict[str, list[Numbers]]:
+    """Denoising: clean values of the head sets written into the counterfactual run."""
+    return {
+        "total": [ready.total.tolist()],
+        "top": [ready.joint(sets.top).tolist()],
+        "layer_matched": [ready.joint(chosen).tolist() for chosen in sets.layer_matched],
+    }
+
+
+def attention_of(ready: Patcher, heads: Sequence[Site]) -> dict[str, list[Numbers]]:
+    """Attention of each head from the last prompt token: head -> (pair, column)."""
+    batch = ready.pairs.base
+    wanted = [Rows(layer=site.layer, heads=(site.head,)) for site in heads if site.layer is not None and site.head is not None]
+    with torch.no_grad(), attending(ready.subject, rows=wanted) as seen:
+        run(ready.subject, batch)
+    step = ready.pairs.rows_per_pair
+    return {
+        str(site): [observed.weights[row, 0, batch.start[row] : batch.stop[row]].tolist() for row in range(0, batch.n_rows, step)]
+        for site, observed in zip(heads, seen.rows, strict=True)
+    }
+
+
+def disturbance(subject: Subject, texts: Sequence[str], sets: Sequence[Sequence[Site]]) -> list[Numbers]:
+    """KL (nats per token) on unrelated texts when each head set is mean-ablated: (set, text).
+
+    The mean is taken over the tokens of these very texts, so that only what varies is removed.
+    """
+    batch = subject.encode(list(texts))
+    layers = sorted({Site("head_z", site.layer) for heads in sets for site in heads})
+    with torch.no_grad():
+        seen = run(subject, batch, capture=[(site, "all") for site in layers], keep=batch.n_cols)
+        means = {site.layer: seen.captured[site, Span("all")].mean() for site in layers}
+        moved = []
+        for heads in sets:
+            edits = [set_to(site, "all", means[site.layer][site.head]) for site in heads]
+            after = run(subject, batch, edits, keep=batch.n_cols)
+            moved.append(((kl(seen.logits, after.logits) * batch.mask).sum(-1) / batch.mask.sum(-1)).double().tolist())
+    return moved
+
+
+def per_pair(tables: Sequence[Sequence[Numbers]]) -> np.ndarray:
+    """Join (row, pair) tables of several batches along the pairs."""
+    return np.concatenate([np.asarray(table, dtype=np.float64) for table in tables], axis=-1)
