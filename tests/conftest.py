@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from jaxtyping import install_import_hook
 
 CHECKED = ["mediant.subject", "mediant.interventions", "mediant.measures", "mediant.search", "mediant.tasks", "mediant.training"]
-install_import_hook(CHECKED, "beartype.beartype")
+install_import_hook(CHECKED, "shapes.check")
 
 import torch
 

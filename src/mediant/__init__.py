@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mediant import interventions, measures, report, runs, search, studies, subject, tasks, training
     from mediant.core import (
-        AttentionEdge, CircuitEdge, Direction, Measure, Pair, Prompt, Ranking, Result, Site, Span, Task,
+        AttentionEdge,
+        CircuitEdge,
+        Direction,
+        Measure,
+        Pair,
+        Prompt,
+        Ranking,
+        Result,
+        Site,
+        Span,
+        Task,
     )  # fmt: skip
     from mediant.interventions import attention, edit, edits, record, replay, run
     from mediant.search import patch
@@ -25,21 +35,50 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    **dict.fromkeys(["AttentionEdge", "CircuitEdge", "Direction", "Measure", "Pair", "Prompt", "Ranking", "Result", "Site", "Span", "Task"], "core"),
+    **dict.fromkeys(["AttentionEdge", "CircuitEdge", "Direction", "Measure", "Pair", "Prompt"], "core"),
+    **dict.fromkeys(["Ranking", "Result", "Site", "Span", "Task"], "core"),
     **dict.fromkeys(["edit", "record", "replay", "run"], "interventions"),
     **dict.fromkeys(["Subject", "load", "wrap"], "subject"),
     "patch": "search",
-}  # fmt: skip
+}
 _MODULES = {
-    "attention": "interventions.attention", "edits": "interventions.edits",
-    **{name: name for name in ("interventions", "measures", "report", "runs", "search", "studies", "subject", "tasks", "training")},
-}  # fmt: skip
+    "attention": "interventions.attention",
+    "edits": "interventions.edits",
+    **{n: n for n in ("interventions", "measures", "report", "runs", "search", "studies", "subject", "tasks", "training")},
+}
 
 __all__ = [
-    "AttentionEdge", "CircuitEdge", "Direction", "Measure", "Pair", "Prompt", "Ranking", "Result", "Site", "Span", "Subject", "Task",
-    "attention", "edit", "edits", "interventions", "load", "measures", "patch", "record", "replay", "report", "run", "runs", "search",
-    "studies", "subject", "tasks", "training", "wrap",
-]  # fmt: skip
+    "AttentionEdge",
+    "CircuitEdge",
+    "Direction",
+    "Measure",
+    "Pair",
+    "Prompt",
+    "Ranking",
+    "Result",
+    "Site",
+    "Span",
+    "Subject",
+    "Task",
+    "attention",
+    "edit",
+    "edits",
+    "interventions",
+    "load",
+    "measures",
+    "patch",
+    "record",
+    "replay",
+    "report",
+    "run",
+    "runs",
+    "search",
+    "studies",
+    "subject",
+    "tasks",
+    "training",
+    "wrap",
+]
 
 
 def __getattr__(name: str) -> object:

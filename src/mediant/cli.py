@@ -20,7 +20,9 @@ from cyclopts import App, Parameter
 from mediant.core.errors import MediantError
 from mediant.studies.catalogue import DEFAULT_PRESET, StudyCard, studies, study
 
-app = App(name="mediant", help="Find the parts of a generative model that carry a behaviour, and prove by intervention that they do.")
+app = App(
+    name="mediant", help="Find the parts of a generative model that carry a behaviour, and prove by intervention that they do."
+)
 run_app = App(name="run", help="Run a study.")
 models_app = App(name="models", help="Models that come with the package.")
 data_app = App(name="data", help="Tasks and your own pairs.")
@@ -57,9 +59,9 @@ def _options(card: StudyCard) -> type:
     """A dataclass with one optional field per setting, so that only what the user gave is known."""
     fields: list[Any] = []
     for name, info in card.config.model_fields.items():
-        kind = info.annotation
+        kind: Any = info.annotation
         help_text = Parameter(help=info.description, show_default=False, negative="")
-        fields.append((name, Annotated[kind | None, help_text], field(default=None)))  # type: ignore[operator]
+        fields.append((name, Annotated[kind | None, help_text], field(default=None)))
     made: type = make_dataclass(f"{card.config.__name__}Options", fields, frozen=True)
     # Cyclopts takes classes of the module `types`, where `make_dataclass` puts them, for built-in ones.
     made.__module__ = __name__
@@ -69,12 +71,12 @@ def _options(card: StudyCard) -> type:
 def _add_study(card: StudyCard) -> None:
     options = _options(card)
 
-    def command(*, settings: Any = None, run: RunOptions = RunOptions()) -> None:  # noqa: B008 - frozen
+    def command(*, settings: Any = None, run: RunOptions = RunOptions()) -> None:
         given = {} if settings is None else {k: v for k, v in asdict(settings).items() if v is not None}
         _run(card, run, given)
 
     command.__annotations__ = {
-        "settings": Annotated[options | None, Parameter(name="*", group="Settings of the study")],  # type: ignore[operator]
+        "settings": Annotated[options | None, Parameter(name="*", group="Settings of the study")],
         "run": Annotated[RunOptions, Parameter(name="*", group="Run")],
         "return": None,
     }
@@ -104,7 +106,11 @@ def _run(card: StudyCard, options: RunOptions, given: dict[str, Any]) -> None:
     order = Order(card, options.preset, {**_parse_sets(options.set), **given}, options.out, options.resume, not options.json)
     config = order.config
     if options.dry_run:
-        _say(json.dumps({"study": card.name, "preset": options.preset, "out": str(order.folder), "config": config.model_dump()}, indent=1))
+        _say(
+            json.dumps(
+                {"study": card.name, "preset": options.preset, "out": str(order.folder), "config": config.model_dump()}, indent=1
+            )
+        )
         return
     _quiet_libraries()
     outcome = carry_out(order)
@@ -237,7 +243,8 @@ def check_data(file: Path, *, model: str = "smollm2-135m") -> None:
     task = pairs.read(file)
     _quiet_libraries()
     encoded = encode(load(model), task.pairs)
-    _say(f"{len(task.pairs)} pairs fit {model}; answers take {encoded.rows_per_pair} row(s) each; spans shared by all: {', '.join(task.span_names) or 'none'}")
+    shared = ", ".join(task.span_names) or "none"
+    _say(f"{len(task.pairs)} pairs fit {model}; answers take {encoded.rows_per_pair} row(s) each; spans shared by all: {shared}")
 
 
 @app.command

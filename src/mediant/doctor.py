@@ -20,7 +20,7 @@ def report() -> Iterator[str]:
     yield from _compute()
     yield from _cache()
     if importlib.util.find_spec("torchvision") is not None:
-        yield "! torchvision is installed; with a CPU-only torch it breaks imports of transformers: `pip uninstall torchvision` unless you need it"
+        yield "! torchvision is installed; beside a CPU-only torch it breaks imports of transformers: `pip uninstall torchvision`"
 
 
 def _compute() -> Iterator[str]:

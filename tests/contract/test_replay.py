@@ -40,12 +40,12 @@ def same(expected, got) -> bool:
     return alike and counts and close(expected.logits, got.logits)
 
 
-@every
-@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize(("attention", "layer"), [("sdpa", 0), ("eager", 1), ("sdpa", 2)])
+@pytest.mark.parametrize("family", list(BUILDERS))
 def test_a_replayed_swap_at_any_site_equals_the_full_run(family, attention, layer):
     lm = subject(family, attention=attention)
     base, source = clean_and_other(lm)
-    spans = [Span("S2"), Span("end"), Span.slice(2, 4)]
+    spans = [Span("end"), Span.slice(2, 4)]
     recording = record(lm, base, keep=2)
     assert torch.equal(run(lm, base, keep=2).logits, recording.logits)
     untouched = recording.logits
@@ -53,23 +53,22 @@ def test_a_replayed_swap_at_any_site_equals_the_full_run(family, attention, laye
         expected = run(lm, base, [swap(site, span, values)], capture=END, keep=2)
         got = replay(recording, [swap(site, span, values)], capture=END, keep=2)
         assert same(expected, got), f"{site} at {span}"
-        if site.kind not in ("k", "resid_post", "final_resid", "v"):  # these may leave the last columns as they were
-            assert not close(untouched, got.logits, 1e-4) or span != Span("end")
+        if (layer, site.kind) not in ((2, "k"), (2, "v")):  # these reach the last column through their one query, which may not look
+            assert not close(untouched, got.logits, 1e-4) or span != Span("end"), f"{site} did nothing"
 
 
 @every
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_copies_folded_into_one_batch_each_equal_their_own_full_run(family, attention, side):
+def test_copies_folded_into_one_batch_each_equal_their_own_full_run(family, attention):
     lm = subject(family, attention=attention)
-    base, _ = clean_and_other(lm, side)
-    n, keep = base.n_rows, 5
+    base, _ = clean_and_other(lm, "left" if attention == "sdpa" else "right")
+    n, keep = base.n_rows, 10
     recording = record(lm, base, keep=keep)
     v = torch.linspace(-1, 2, 32)
     kinds = [
         lambda s, w: noise(s, "S2", 1.5, seed=3, where=w), lambda s, w: scale(s, "IO", -2.0, w), lambda s, w: zero(s, ALL, w),
         lambda s, w: project_out(s, "end", torch.linspace(1, 3, _width(lm, s)), w),
     ]  # fmt: skip
-    chosen = [s for layer in (1, 2) for s in replayable(layer)]
+    chosen = replayable(1 if attention == "sdpa" else 2)
     for start in range(0, len(chosen), 9):
         part = [(site, kinds[i % 4]) for i, site in enumerate(chosen[start : start + 9])]
         edits = [make(site, Where(rows=tuple(range(i * n, i * n + n)))) for i, (site, make) in enumerate(part)]
@@ -106,10 +105,9 @@ def test_replays_of_unpadded_edited_and_biased_recordings_equal_the_full_run(fam
 
 
 @every
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_branching_off_equals_the_other_batchs_full_forward(family, attention, side):
+def test_branching_off_equals_the_other_batchs_full_forward(family, attention):
     lm = subject(family, attention=attention)
-    base, other = clean_and_other(lm, side)
+    base, other = clean_and_other(lm, "left" if attention == "sdpa" else "right")
     recording = record(lm, base)
     places = [(site, ALL) for site in sites(1)]
     for column, keep in ((0, 1), (3, 1), (9, 3), (base.n_cols - 1, 1), (base.n_cols - 1, 4)):

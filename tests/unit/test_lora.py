@@ -29,9 +29,8 @@ def with_weights(subject: Subject, *adapters: tuple[Adapter, float]) -> Subject:
         for adapter, scale in adapters:
             for path, m in adapter.matrices.items():
                 module = model.get_submodule(path)
-                change = (
-                    torch.einsum("or,ri->oi", m.b.to(subject.dtype), m.a.to(subject.dtype)) * scale * adapter.alpha / m.a.shape[0]
-                )
+                a, b = m.a.to(subject.dtype), m.b.to(subject.dtype)
+                change = torch.einsum("or,ri->oi", b, a) * scale * adapter.alpha / a.shape[0]
                 module.weight += change if isinstance(module, nn.Linear) else change.T
     return wrap(model, subject.tokenizer)
 

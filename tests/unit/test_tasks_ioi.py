@@ -39,6 +39,8 @@ def test_the_flip_changes_one_word_and_makes_the_subject_the_answer() -> None:
     for pair in ioi.generate(48).pairs:
         words = list(zip(pair.clean.text.split(), pair.counterfactual.text.split(), strict=True))
         assert [(old, new) for old, new in words if old != new] == [(pair.variables["S"], pair.variables["IO"])]
+        roles = {span: word(pair.counterfactual, span) for span in ("IO", "S1", "S2")}
+        assert roles == {"IO": pair.variables["IO"], "S1": pair.variables["S"], "S2": pair.variables["IO"]}
         counts = Counter(mentioned(pair.counterfactual))
         assert [f" {name}" for name, times in counts.items() if times == 1] == [pair.counterfactual_answer]
 

@@ -70,9 +70,16 @@ def test_both_pronouns_are_answers_equally_often(n: int) -> None:
 
 
 def test_a_shorter_list_of_one_gender_does_not_tip_the_balance() -> None:
-    kept = {" she", " he", " nurse", " hotel", *(f" {name}" for name in pronouns.PROFESSIONS["main"]["he"].split())}
-    task = pronouns.generate(20, single_token=lambda text: text in kept)
-    assert Counter(pair.answer for pair in task.pairs) == {" she": 10, " he": 10}
+    kept = {" she", " he", " nurse", " hotel", " park", *(f" {name}" for name in pronouns.PROFESSIONS["main"]["he"].split())}
+    task = pronouns.generate(30, single_token=lambda text: text in kept)
+    assert Counter(pair.answer for pair in task.pairs) == {" she": 15, " he": 15}
+    with pytest.raises(TaskError, match="at most 30"):
+        pronouns.generate(31, single_token=lambda text: text in kept)
+
+
+def test_every_profession_can_appear_although_the_longer_list_is_cut() -> None:
+    seen = {pair.variables["person"] for seed in range(12) for pair in pronouns.generate(60, seed=seed).pairs}
+    assert seen == {name for words in pronouns.PROFESSIONS["main"].values() for name in words.split()}
 
 
 def test_places_come_from_the_kept_words_and_are_recorded() -> None:

@@ -13,13 +13,34 @@ if TYPE_CHECKING:
     from mediant.core.span import Span
 
 _HOME = {
-    "AttentionEdge": "edge", "CircuitEdge": "edge", "Direction": "direction", "Measure": "result", "Pair": "pair", "Prompt": "pair",
-    "Ranking": "ranking", "Result": "result", "Scored": "ranking", "Site": "site", "Span": "span", "Task": "pair",
-}  # fmt: skip
+    "AttentionEdge": "edge",
+    "CircuitEdge": "edge",
+    "Direction": "direction",
+    "Measure": "result",
+    "Pair": "pair",
+    "Prompt": "pair",
+    "Ranking": "ranking",
+    "Result": "result",
+    "Scored": "ranking",
+    "Site": "site",
+    "Span": "span",
+    "Task": "pair",
+}
 
 __all__ = [
-    "AttentionEdge", "CircuitEdge", "Direction", "Measure", "Pair", "Prompt", "Ranking", "Result", "Scored", "Site", "Span", "Task",
-]  # fmt: skip
+    "AttentionEdge",
+    "CircuitEdge",
+    "Direction",
+    "Measure",
+    "Pair",
+    "Prompt",
+    "Ranking",
+    "Result",
+    "Scored",
+    "Site",
+    "Span",
+    "Task",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -64,7 +64,11 @@ class Direction:
             with safe_open(str(path), framework="numpy") as file:
                 meta = file.metadata()
                 return cls(
-                    file.get_tensor("vector"), Site.parse(meta["site"]), float(meta["norm"]), meta["name"], json.loads(meta["meta"])
+                    file.get_tensor("vector"),
+                    Site.parse(meta["site"]),
+                    float(meta["norm"]),
+                    meta["name"],
+                    json.loads(meta["meta"]),
                 )
         except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise RunError(f"{path} is not a saved direction: {error}") from error

@@ -9,7 +9,7 @@ helps has a *negative* score when it is ablated. The order is by |score| unless 
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,11 @@ from mediant.core.errors import OutOfRange, RunError
 from mediant.core.site import Site
 
 Rule = Literal["absolute", "most_negative", "most_positive"]
-_ORDER = {"absolute": lambda s: -abs(s.score), "most_negative": lambda s: s.score, "most_positive": lambda s: -s.score}
+_ORDER: dict[Rule, Callable[["Scored"], float]] = {
+    "absolute": lambda s: -abs(s.score),
+    "most_negative": lambda s: s.score,
+    "most_positive": lambda s: -s.score,
+}
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,9 @@ class Result(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    schema_: Literal["mediant/result/1"] = Field(SCHEMA, alias="schema")
+    schema_: Literal["mediant/result/1"] = Field(
+        default="mediant/result/1", validation_alias="schema", serialization_alias="schema"
+    )
     study: str
     preset: str
     measures: dict[str, Measure]

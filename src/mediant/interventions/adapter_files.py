@@ -155,7 +155,8 @@ def _pair_up(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, tuple[Ten
         path, _, letter = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".lora_")
         if not key.startswith(_PREFIX) or letter not in ("A", "B") or not path or tensor.ndim != 2:
             raise SubjectError(
-                f"{folder}: tensor {key!r} of shape {tuple(tensor.shape)} is no factor of a linear module's change"
+                f"{folder}: tensor {key!r} of shape {tuple(tensor.shape)} is no factor of a linear module's change; "
+                "where peft has saved whole layers along, save again with save_embedding_layers=False"
             )
         found.setdefault(path, {})[letter] = tensor
     lonely = [path for path, factors in found.items() if len(factors) < 2]

@@ -122,7 +122,14 @@ class Attending:
         self.forwards += 1
 
     def __call__(
-        self, plain: AttentionFunction, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+        self,
+        plain: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """The attention function while the context is open."""
         output, weights = plain(module, query, key, value, mask, **kwargs)
@@ -263,9 +270,11 @@ def attending(subject: Subject, biases: Sequence[Bias] = (), *, rows: Sequence[R
         EditError: every edge of some query was cut.
     """
     if not subject.family.attention_interface:
-        raise SubjectError(f"family {subject.family.name} computes attention outside transformers' interface; its rows cannot be reached")
+        raise SubjectError(
+            f"family {subject.family.name} computes attention outside transformers' interface; its rows cannot be reached"
+        )
     attending_now = Attending(subject, biases, rows)
-    config = subject.model.config
+    config: Any = subject.model.config
     before = config._attn_implementation
     name = _install(before, attending_now)
     handle = subject.base.register_forward_pre_hook(attending_now.note_window, with_kwargs=True)
@@ -288,7 +297,9 @@ def _install(before: str, attending_now: Attending) -> str:
 
     kind = before.rsplit("_", 1)[-1]
     if kind not in ("sdpa", "eager"):
-        raise SubjectError(f"attention implementation {before!r} takes no masks; load the model with attn_implementation 'sdpa' or 'eager'")
+        raise SubjectError(
+            f"attention implementation {before!r} takes no masks; load the model with attn_implementation 'sdpa' or 'eager'"
+        )
     # The name ends in the kind it wraps, because masks are built by the implementation's name.
     name = f"mediant{id(attending_now):x}_{kind}"
 

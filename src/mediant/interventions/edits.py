@@ -208,7 +208,9 @@ def noise(site: Site | str, span: Span | str, std: float, seed: int = 0, where: 
     return _edit("noise", site, span, torch.tensor(float(std)), where, seed)
 
 
-def project_out(site: Site | str, span: Span | str, direction: Direction | Float[Tensor, " d"], where: Where = EVERYWHERE) -> Edit:
+def project_out(
+    site: Site | str, span: Span | str, direction: Direction | Float[Tensor, " d"], where: Where = EVERYWHERE
+) -> Edit:
     """Remove the component along a direction (normalised here)."""
     vector = torch.from_numpy(direction.vector) if isinstance(direction, Direction) else direction
     norm = vector.norm()

@@ -102,8 +102,8 @@ class Active:
         silent = [line.edit.label for line in self._lines if line.edit is not None and not line.count.forwards]
         if self.forwards and silent:
             raise EditNeverFired(
-                f"{len(silent)} edit(s) never fired in {self.forwards} forward(s): {'; '.join(silent[:3])}. Their spans cover none of the "
-                "tokens that were run (a span of generated tokens needs `generate`; steps count generated tokens from 0)"
+                f"{len(silent)} edit(s) never fired in {self.forwards} forward(s): {'; '.join(silent[:3])}. Their spans cover "
+                "none of the tokens that were run (a span of generated tokens needs `generate`; steps count them from 0)"
             )
 
     def attach(self) -> None:
@@ -168,8 +168,8 @@ class Active:
         assert batch is not None  # noqa: S101 - noted by the base module's hook or by replay
         if raw.shape[0] != batch.n_rows:
             raise EditError(
-                f"a forward ran on {raw.shape[0]} rows, the declared batch has {batch.n_rows}; beams and several return sequences "
-                "are not supported under edits"
+                f"a forward ran on {raw.shape[0]} rows, the declared batch has {batch.n_rows}; beams and several return "
+                "sequences are not supported under edits"
             )
         edit = line.edit
         rows, cols = edit.places if edit and edit.places else batch.locate(line.span, edit.rows if edit else None)
@@ -257,7 +257,12 @@ class Output:
 
 
 def run(
-    subject: Subject, batch: Batch, edits: Sequence[Edit] = (), *, capture: Sequence[tuple[Site | str, Span | str]] = (), keep: int = 1
+    subject: Subject,
+    batch: Batch,
+    edits: Sequence[Edit] = (),
+    *,
+    capture: Sequence[tuple[Site | str, Span | str]] = (),
+    keep: int = 1,
 ) -> Output:
     """One forward over a batch, with edits and captures.
 
@@ -278,6 +283,10 @@ def run(
 
 def _forward(subject: Subject, batch: Batch, keep: int) -> Tensor:
     logits: Tensor = subject.model(
-        input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=batch.position_ids, use_cache=False, logits_to_keep=keep
+        input_ids=batch.ids,
+        attention_mask=batch.mask.long(),
+        position_ids=batch.position_ids,
+        use_cache=False,
+        logits_to_keep=keep,
     ).logits
     return logits

@@ -65,7 +65,7 @@ def record(subject: Subject, batch: Batch, edits: Sequence[Edit] = (), *, keep: 
     calls: list[dict[str, Any]] = []
     names = [_parameters(layer) for layer in subject.layers]
 
-    def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         named = dict(zip(names[len(calls)], args, strict=False)) | kwargs
         hidden.append(named.pop("hidden_states"))
         named.pop("past_key_values", None)
@@ -91,7 +91,12 @@ def record(subject: Subject, batch: Batch, edits: Sequence[Edit] = (), *, keep: 
 
 
 def replay(
-    recording: Recording, edits: Sequence[Edit], *, times: int = 1, capture: Sequence[tuple[Site | str, Span | str]] = (), keep: int = 1
+    recording: Recording,
+    edits: Sequence[Edit],
+    *,
+    times: int = 1,
+    capture: Sequence[tuple[Site | str, Span | str]] = (),
+    keep: int = 1,
 ) -> Output:
     """The recorded forward under edits, recomputing only layers and columns they can reach.
 
@@ -104,7 +109,9 @@ def replay(
     places: list[Place] = [(Site.parse(s) if isinstance(s, str) else s, Span.of(p)) for s, p in capture]
     batch = recording.batch.repeat(times) if times > 1 else recording.batch
     live = [e for e in edits if not e.empty]
-    layer = min((_first_layer(subject, site) for site in [e.site for e in live] + [s for s, _ in places]), default=subject.shape.n_layers)
+    layer = min(
+        (_first_layer(subject, site) for site in [e.site for e in live] + [s for s, _ in places]), default=subject.shape.n_layers
+    )
     column = _first_column(batch, live, places, keep)
     before, subject.window = subject.window, Window(batch, column, batch.n_cols - column)
     try:
@@ -226,4 +233,7 @@ def _parameters(layer: nn.Module) -> list[str]:
 def _refuse_sliding(subject: Subject, batch: Batch) -> None:
     window = getattr(subject.model.config, "sliding_window", None)
     if getattr(subject.model.config, "use_sliding_window", True) and window is not None and batch.n_cols > window:
-        raise SubjectError(f"replay keeps whole caches, but these prompts ({batch.n_cols} tokens) exceed the sliding window of {window}; use `run`")
+        raise SubjectError(
+            f"replay keeps whole caches, but these prompts ({batch.n_cols} tokens) exceed the sliding window of {window}; "
+            "use `run`"
+        )

@@ -49,7 +49,8 @@ class Tap:
         if not self.heads:
             return found
         split = found.unflatten(-1, (self.heads, -1))
-        return split if head is None else split[:, head]
+        chosen: Tensor = split if head is None else split[:, head]
+        return chosen
 
     def scatter(self, raw: Float[Tensor, "batch pos width"], at: Where, head: int | None, old: Tensor, new: Tensor) -> Tensor:
         """A copy of `raw` in which the site's values at some tokens are `new` instead of `old`."""
@@ -131,7 +132,8 @@ def _split_weight(project: nn.Module, n_heads: int) -> Tensor:
     weight: Tensor = project.weight  # type: ignore[assignment]
     # GPT-2's Conv1D stores (in, out), Linear stores (out, in).
     matrix = weight if isinstance(project, nn.Linear) else weight.mT
-    return matrix.unflatten(1, (n_heads, -1)).transpose(0, 1)
+    heads: Tensor = matrix.unflatten(1, (n_heads, -1)).transpose(0, 1)
+    return heads
 
 
 def _head_result(subject: Subject, project: nn.Module, head: int | None) -> Callable[[Tensor, Tensor], Tensor]:

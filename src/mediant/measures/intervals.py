@@ -47,9 +47,7 @@ def resamples(n: int, clusters: Sequence[str] | None, *, draws: int, seed: int) 
     return result
 
 
-def estimate(
-    values: npt.ArrayLike, *, clusters: Sequence[str] | None = None, seed: int = 0, draws: int = DRAWS
-) -> Estimate:
+def estimate(values: npt.ArrayLike, *, clusters: Sequence[str] | None = None, seed: int = 0, draws: int = DRAWS) -> Estimate:
     """Mean of per-item values with its bootstrap interval.
 
     Raises:
@@ -59,7 +57,12 @@ def estimate(
 
 
 def estimate_ratio(
-    numerator: npt.ArrayLike, denominator: npt.ArrayLike | None, *, clusters: Sequence[str] | None = None, seed: int = 0, draws: int = DRAWS
+    numerator: npt.ArrayLike,
+    denominator: npt.ArrayLike | None,
+    *,
+    clusters: Sequence[str] | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
 ) -> Estimate:
     """Ratio of two means over the same items (or the mean of one), with its bootstrap interval."""
     top = np.asarray(numerator, dtype=np.float64)
@@ -71,7 +74,9 @@ def estimate_ratio(
     return Estimate(float(top.mean() / bottom.mean()), (float(low), float(high)), len(top))
 
 
-def mean_over_draws(values: npt.ArrayLike, *, clusters: Sequence[str] | None = None, seed: int = 0, draws: int = DRAWS) -> Estimate:
+def mean_over_draws(
+    values: npt.ArrayLike, *, clusters: Sequence[str] | None = None, seed: int = 0, draws: int = DRAWS
+) -> Estimate:
     """Mean of a (draw, item) table, resampling draws and items: for controls drawn at random several times."""
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 2 or not table.size or not np.isfinite(table).all():

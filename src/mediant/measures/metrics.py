@@ -171,7 +171,9 @@ def _checked(function: Metric, name: str) -> Metric:
         values = function(outcome)
         if not isinstance(values, Tensor) or values.shape != outcome.answer.shape:
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise TaskError(f"metric {name} must return one number per pair, shape {tuple(outcome.answer.shape)}; it returned {got}")
+            raise TaskError(
+                f"metric {name} must return one number per pair, shape {tuple(outcome.answer.shape)}; it returned {got}"
+            )
         return values
 
     return call

@@ -34,7 +34,7 @@ class Point:
 def heat_maps(
     tables: Sequence[tuple[str, Array]], columns: Sequence[str], rows: Sequence[str], *, unit: str, row_title: str = "layer"
 ) -> "Figure":
-    """Heat maps side by side on one diverging scale centred at 0; each table has shape (row, column)."""
+    """Heat maps side by side, each on its own diverging scale centred at 0; tables have shape (row, column)."""
     from plotly.graph_objects import Figure, Heatmap
     from plotly.subplots import make_subplots
 
@@ -44,15 +44,31 @@ def heat_maps(
     shown = [plain(visible(c)) for c in columns]
     # Equal tokens would fall on one tick, so columns are numbered and the ticks carry the text.
     x = list(range(len(columns)))
+    axes: dict[str, object] = {}
     for i, (name, table) in enumerate(tables, start=1):
-        hover = [[f"{plain(name)}<br>{row_title} {r}, {c}<br>{v:+.3f} {plain(unit)}" for c, v in zip(shown, line, strict=True)] for r, line in zip(rows, table, strict=True)]
-        figure.add_trace(Heatmap(z=table.tolist(), x=x, y=list(rows), text=hover, hoverinfo="text", coloraxis="coloraxis", xgap=1, ygap=1), row=1, col=i)
+        hover = [
+            [f"{plain(name)}<br>{row_title} {r}, {c}<br>{v:+.3f} {plain(unit)}" for c, v in zip(shown, line, strict=True)]
+            for r, line in zip(rows, table, strict=True)
+        ]
+        axis = f"coloraxis{i}" if i > 1 else "coloraxis"
+        trace = Heatmap(z=table.tolist(), x=x, y=list(rows), text=hover, hoverinfo="text", coloraxis=axis, xgap=1, ygap=1)
+        figure.add_trace(trace, row=1, col=i)
+        axes[axis] = _colour_axis(table, figure.layout[f"xaxis{i}" if i > 1 else "xaxis"].domain)
     figure.update_xaxes(tickvals=x, ticktext=shown, tickangle=-60, showgrid=False)
     figure.update_yaxes(showgrid=False, dtick=max(1, len(rows) // 10))
     figure.update_yaxes(title_text=row_title, col=1)
-    reach = float(max(np.abs(table).max() for _, table in tables)) or 1.0
-    figure.update_layout(coloraxis={"cmin": -reach, "cmax": reach, "colorbar": {"title": {"text": plain(unit)}, "thickness": 12}}, height=460)
+    figure.update_layout(**axes, height=520)
     return figure
+
+
+def _colour_axis(table: Array, domain: tuple[float, float]) -> dict[str, object]:
+    """A diverging scale of its own, centred at 0, with its bar above the panel."""
+    reach = float(np.abs(table).max()) or 1.0
+    bar = {
+        "orientation": "h", "x": sum(domain) / 2, "y": 1.16, "len": 0.8 * (domain[1] - domain[0]), "thickness": 8,
+        "yanchor": "middle", "tickvals": [-reach, 0, reach], "tickformat": "+.2f", "outlinewidth": 0,
+    }  # fmt: skip
+    return {"cmin": -reach, "cmax": reach, "colorbar": bar}
 
 
 def intervals(points: Sequence[Point], *, unit: str, zero: bool = True) -> "Figure":

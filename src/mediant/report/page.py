@@ -75,7 +75,9 @@ def render(page: Page) -> str:
     """The page as one HTML document."""
     template = _environment().get_template("page.html.j2")
     figures = [(i, _json(s.figure)) for i, s in enumerate(page.sections) if s.figure is not None]
-    return template.render(page=page, figures=figures, plotly=_plotly() if figures else "", provenance=_lines(page.result.provenance))
+    return template.render(
+        page=page, figures=figures, plotly=_plotly() if figures else "", provenance=_lines(page.result.provenance)
+    )
 
 
 def number(value: float | None) -> str:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from mediant.runs.folder import Json, RunFolder
 
-
 T = TypeVar("T")
 
 

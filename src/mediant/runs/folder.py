@@ -117,7 +117,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise RunError(f"the disk that holds {path} is full; free some space and go on with --resume (finished items are kept)") from error
+            raise RunError(
+                f"the disk that holds {path} is full; free some space and go on with --resume (finished items are kept)"
+            ) from error
         raise RunError(f"cannot write to {path}: {error.strerror or error}; choose another --out") from error
 
 

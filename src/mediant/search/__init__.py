@@ -4,4 +4,15 @@ from mediant.search.interplay import Interplay, interplay
 from mediant.search.patching import Patcher, decompose, neuron_effects, patch, rank, ranking_of
 from mediant.search.paths import direct_effect, path_patch
 
-__all__ = ["Interplay", "Patcher", "decompose", "direct_effect", "interplay", "neuron_effects", "patch", "path_patch", "rank", "ranking_of"]
+__all__ = [
+    "Interplay",
+    "Patcher",
+    "decompose",
+    "direct_effect",
+    "interplay",
+    "neuron_effects",
+    "patch",
+    "path_patch",
+    "rank",
+    "ranking_of",
+]

@@ -14,7 +14,6 @@ layer has seen. A direction that can be read is not yet one that the model uses:
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,85 +27,19 @@ from mediant.core.span import Span
 from mediant.interventions.edits import Activation
 from mediant.interventions.execute import run
 from mediant.measures.intervals import Array, Estimate, estimate_ratio, mean_over_draws
+from mediant.search.linear_rules import Fit, Mask, balance, between_means, fit_logistic, fit_mean_difference
 from mediant.subject import Subject
 
 Prompts = Sequence[Prompt | str]
-Mask = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
-Method = Literal["mean_difference", "linear_probe"]
 SPLIT = (0.5, 0.25, 0.25)
 CONTROL_DRAWS = 20
-# Activations that are equal in truth differ by float32 rounding, which depends on how prompts were padded.
-FAINT = 1e-5
 
 
-@dataclass(frozen=True, eq=False)
-class Rule:
-    """A linear classifier: positive where the projection on `vector` exceeds `threshold`.
-
-    Attributes:
-        vector: shape (d,), of any length; zero where the items give no direction.
-        dose: distance between the class means along `vector`, in units of the activations.
-    """
-
-    vector: Array
-    threshold: float
-    dose: float
-
-    def __call__(self, x: Array) -> Mask:
-        """Which rows of `x`, shape (n, d), are called positive."""
-        return np.asarray(x @ self.vector > self.threshold)
-
-
-Fit = Callable[[Array, Mask], Rule]
-
-
-def fit_mean_difference(x: Array, y: Mask) -> Rule:
-    """Difference of class means, cut half-way: the optimal rule where classes are equally wide in all directions."""
-    high, low = x[y].mean(0), x[~y].mean(0)
-    vector = high - low
-    if np.linalg.norm(vector) <= FAINT * np.sqrt(np.square(x).sum(1).mean()):
-        vector = np.zeros_like(vector)
-    return Rule(vector, float(vector @ (high + low)) / 2, float(np.linalg.norm(vector)))
-
-
-def fit_logistic(x: Array, y: Mask, *, l2: float = 1.0) -> Rule:
-    """Logistic regression on standardised features, both classes weighing the same.
-
-    Minimises the summed log loss plus `l2` / 2 times the squared weights, the intercept being free: a convex
-    problem with one solution, found by L-BFGS in float64 from zero.
-    """
-    mean, std = x.mean(0), x.std(0)
-    std = np.where(std > FAINT * np.sqrt(np.square(x).mean(0)), std, np.inf)
-    weights, bias = _logistic((x - mean) / std, y, l2)
-    vector = weights / std
-    length = float(np.linalg.norm(vector))
-    gap = abs(float(vector @ (x[y].mean(0) - x[~y].mean(0)))) / length if length else 0.0
-    return Rule(vector, float(vector @ mean - bias), gap)
-
-
-def _logistic(x: Array, y: Mask, l2: float) -> tuple[Array, float]:
-    features = torch.from_numpy(np.column_stack([x, np.ones(len(x))]))
-    target, share = torch.from_numpy(y.astype(np.float64)), torch.from_numpy(_balance(y))
-    beta = torch.zeros(features.shape[1], dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([beta], max_iter=1000, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe")
-
-    def closure() -> float:
-        optimiser.zero_grad()
-        losses = torch.nn.functional.binary_cross_entropy_with_logits(features @ beta, target, share, reduction="sum")
-        loss = losses + l2 / 2 * beta[:-1].square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss)
-
-    with torch.enable_grad():
-        optimiser.step(closure)
-    solved = beta.detach().numpy()
-    return solved[:-1], float(solved[-1])
-
-
-def _balance(y: Mask) -> Array:
-    """Item weights, 1 on average, that give both classes the same total."""
-    return np.where(y, len(y) / (2 * y.sum()), len(y) / (2 * (~y).sum()))
+METHODS: dict[str, tuple[str, Fit]] = {
+    "mean_difference": ("mean difference", fit_mean_difference),
+    "linear_probe": ("logistic regression, l2 = 1", fit_logistic),
+}
 
 
 def activations_of(
@@ -155,8 +88,8 @@ class Found:
         threshold: an item is called positive where its projection on the unit vector exceeds this.
         accuracy: on test items.
         random_control: test accuracy of random directions, cut and oriented on the fit items like the real one.
-        shuffled_control: test accuracy when the labels are shuffled before fitting and testing; above 0.5 means
-            that the split leaks.
+        shuffled_control: test accuracy when labels are shuffled among the items that fit, and among those that test:
+            nothing is left to be found, so it lies at 0.5, and its interval shows how far so few items scatter.
     """
 
     direction: Direction
@@ -218,8 +151,9 @@ def mean_difference(
     Raises:
         TaskError: too few items, a prompt given twice, or classes that do not differ at this site.
     """
-    items = _items(positives, negatives, span, split, groups, seed)
-    return _found(subject, items, site, span, fit_mean_difference, "mean difference", name)
+    items = _items(subject, positives, negatives, span, name, split, groups, seed)
+    x = items.activations([site])[site]
+    return _found(items, x, site, "mean difference", fit_mean_difference)
 
 
 def linear_probe(
@@ -240,8 +174,9 @@ def linear_probe(
     Args:
         l2: strength of the penalty on the weights of standardised features (see `fit_logistic`).
     """
-    items = _items(positives, negatives, span, split, groups, seed)
-    return _found(subject, items, site, span, partial(fit_logistic, l2=l2), f"logistic regression, l2 = {l2:g}", name)
+    items = _items(subject, positives, negatives, span, name, split, groups, seed)
+    x = items.activations([site])[site]
+    return _found(items, x, site, f"logistic regression, l2 = {l2:g}", partial(fit_logistic, l2=l2))
 
 
 def sweep_layers(
@@ -251,7 +186,7 @@ def sweep_layers(
     sites: Sequence[Site] | None = None,
     span: Span | str = "last",
     *,
-    method: Method = "mean_difference",
+    method: str = "mean_difference",
     name: str = "",
     split: tuple[float, float, float] = SPLIT,
     groups: Sequence[str] | None = None,
@@ -266,17 +201,137 @@ def sweep_layers(
         UnknownName: a method other than these two.
         TaskError: as for `mean_difference`.
     """
-    fits: dict[str, Fit] = {"mean_difference": fit_mean_difference, "linear_probe": fit_logistic}
-    if method not in fits:
-        raise unknown("method", method, fits)
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
     places = [Site("resid_post", layer) for layer in range(subject.shape.n_layers)] if sites is None else list(sites)
-    items = _items(positives, negatives, span, split, groups, seed)
+    items = _items(subject, positives, negatives, span, name, split, groups, seed)
     if not places or not len(items.validation):
-        raise TaskError(f"a layer is chosen on validation items: give sites ({len(places)} given) and a split with a second share above 0")
-    found = activations_of(subject, items.prompts, places, span)
-    rules = [fits[method](found[site][items.fit], items.y[items.fit]) for site in places]
-    tested = [items.accuracy(rule(found[site][items.validation]), items.validation) for site, rule in zip(places, rules, strict=True)]
+        raise TaskError(
+            f"a layer is chosen on validation items: expected sites and a second share above 0, got {len(places)} and {split}"
+        )
+    found, (label, fit) = items.activations(places), METHODS[method]
+    tested = [
+        items.accuracy(fit(x[items.fit], items.y[items.fit])(x), items.validation) for x in (found[site] for site in places)
+    ]
     best = places[max(range(len(places)), key=lambda i: tested[i].value)]
-    find = linear_probe if method == "linear_probe" else mean_difference
-    chosen = find(subject, positives, negatives, best, span, name=name, split=split, groups=groups, seed=seed)
-    return Sweep(tuple(places), tuple(tested), chosen)
+    return Sweep(tuple(places), tuple(tested), _found(items, found[best], best, label, fit))
+
+
+@dataclass(frozen=True, eq=False)
+class _Items:
+    """Labelled prompts, where to read them, and which of them fit, choose and test."""
+
+    subject: Subject
+    span: Span
+    name: str
+    prompts: list[Prompt | str]
+    y: Mask
+    clusters: list[str]
+    fit: Places
+    validation: Places
+    test: Places
+    seed: int
+
+    @property
+    def known(self) -> Places:
+        """Items that may serve to fit once nothing is left to choose."""
+        return np.concatenate([self.fit, self.validation])
+
+    def activations(self, sites: Sequence[Site]) -> dict[Site, Array]:
+        """Of all items, by site."""
+        return activations_of(self.subject, self.prompts, sites, self.span)
+
+    def accuracy(self, called: Mask, at: Places) -> Estimate:
+        """Share of items called right, both classes weighing the same."""
+        y = self.y[at]
+        share, right = balance(y), called[at] == y
+        return estimate_ratio(right * share, share, clusters=[self.clusters[i] for i in at], seed=self.seed)
+
+    def control(self, draw: Callable[[np.random.Generator], tuple[Mask, Mask]]) -> Estimate:
+        """Test accuracy over draws; a draw gives what was called and what was true of the test items."""
+        rng = np.random.default_rng(self.seed + 1)
+        drawn = [draw(rng) for _ in range(CONTROL_DRAWS)]
+        table = np.stack([(called == true) * balance(true) for called, true in drawn])
+        found = mean_over_draws(table, clusters=[self.clusters[i] for i in self.test], seed=self.seed)
+        # Resampled groups need not hold both classes in equal number, so that weighted shares can pass 1.
+        return Estimate(found.value, (found.ci95[0], min(found.ci95[1], 1.0)), found.n)
+
+
+def _items(
+    subject: Subject,
+    positives: Prompts,
+    negatives: Prompts,
+    span: Span | str,
+    name: str,
+    split: tuple[float, float, float],
+    groups: Sequence[str] | None,
+    seed: int,
+) -> _Items:
+    prompts, y = [*positives, *negatives], np.arange(len(positives) + len(negatives)) < len(positives)
+    _refuse_twice(prompts, Span.of(span))
+    if min(split) < 0 or not np.isclose(sum(split), 1.0):
+        raise TaskError(f"split must be three shares (fit, validation, test) that sum to 1, got {split}")
+    if groups is not None and len(groups) != len(prompts):
+        raise TaskError(f"expected one group per prompt, positives first: {len(prompts)} prompts but {len(groups)} groups")
+    fit, validation, test = _split([str(i) for i in range(len(y))] if groups is None else groups, y, split, seed)
+    for what, part in (("fit", fit), ("validation", validation), ("test", test)):
+        counts = int(y[part].sum()), int((~y[part]).sum())
+        if not min(counts) and (what != "validation" or len(part)):
+            raise TaskError(
+                f"too few items: the {what} part got {counts[0]} positives and {counts[1]} negatives, expected some of each"
+            )
+    # Without groups, items are resampled within their class, which keeps both represented.
+    clusters = [str(label) for label in y] if groups is None else list(groups)
+    return _Items(subject, Span.of(span), name, prompts, y, clusters, fit, validation, test, seed)
+
+
+def _refuse_twice(prompts: Prompts, span: Span) -> None:
+    seen = set()
+    for prompt in prompts:
+        text, spans = (prompt, {}) if isinstance(prompt, str) else (prompt.text, prompt.spans)
+        if (key := (text, spans.get(span.name))) in seen:
+            raise TaskError(f"prompt {text!r} is given twice; copies on both sides of a split would make it meaningless")
+        seen.add(key)
+
+
+def _split(groups: Sequence[str], y: Mask, split: tuple[float, float, float], seed: int) -> tuple[Places, Places, Places]:
+    """Items of each part. Whole groups are dealt out, separately for groups with positives, with negatives and with both."""
+    rng, labels = np.random.default_rng(seed), np.asarray(groups)
+    strata: dict[tuple[bool, bool], list[str]] = {}
+    for group in dict.fromkeys(labels.tolist()):
+        inside = y[labels == group]
+        strata.setdefault((bool(inside.any()), bool(inside.all())), []).append(group)
+    part = np.zeros(len(y), dtype=np.int64)
+    for stratum in strata.values():
+        drawn = [stratum[i] for i in rng.permutation(len(stratum))]
+        first, second = (round(share * len(drawn)) for share in (split[0], split[0] + split[1]))
+        part[np.isin(labels, drawn[first:second])] = 1
+        part[np.isin(labels, drawn[second:])] = 2
+    fit, validation, test = (np.flatnonzero(part == i) for i in range(3))
+    return fit, validation, test
+
+
+def _found(items: _Items, x: Array, site: Site, method: str, fit: Fit) -> Found:
+    known, test, y = items.known, items.test, items.y
+    rule = fit(x[known], y[known])
+    length = float(np.linalg.norm(rule.vector))
+    if not length:
+        raise TaskError(
+            f"positives and negatives do not differ at {site}, span {items.span}: choose a later layer or a span where they can"
+        )
+
+    def random_direction(rng: np.random.Generator) -> tuple[Mask, Mask]:
+        return between_means(rng.standard_normal((x.shape[1],)), x[known], y[known])(x[test]), y[test]
+
+    def shuffled_labels(rng: np.random.Generator) -> tuple[Mask, Mask]:
+        return fit(x[known], rng.permutation(y[known]))(x[test]), rng.permutation(y[test])
+
+    accuracy = items.accuracy(rule(x), test)
+    random, shuffled = items.control(random_direction), items.control(shuffled_labels)
+    meta = {
+        "method": method, "subject": items.subject.name, "fingerprint": items.subject.fingerprint, "span": str(items.span),
+        "n_fit": str(len(known)), "n_test": str(len(test)), "accuracy": _shown(accuracy), "random_control": _shown(random),
+        "shuffled_control": _shown(shuffled), "threshold": repr(rule.threshold / length), "seed": str(items.seed),
+    }  # fmt: skip
+    unit = (rule.vector / length).astype(np.float32)
+    return Found(Direction(unit, site, rule.dose, items.name, meta), rule.threshold / length, accuracy, random, shuffled)

@@ -63,8 +63,13 @@ class Interplay:
 
 def interplay(patcher: Patcher, a: Site, b: Site, *, span: Span | str = "all", tolerance: float = 0.1) -> Interplay:
     """Measure how two sites work together; `b` must not come before `a` for a back-up to be seen."""
-    values = [
-        patcher.joint([a], span), patcher.joint([b], span), patcher.joint([a, b], span), held_effect(patcher, a, [b], span=span)
-    ]  # fmt: skip
-    means = [float(v.mean()) for v in values]
-    return Interplay(a, b, *means, scale=abs(float(patcher.total.mean())), tolerance=tolerance)
+    alone_a, alone_b, together, held = (
+        float(values.mean())
+        for values in (
+            patcher.joint([a], span),
+            patcher.joint([b], span),
+            patcher.joint([a, b], span),
+            held_effect(patcher, a, [b], span=span),
+        )
+    )
+    return Interplay(a, b, alone_a, alone_b, together, held, abs(float(patcher.total.mean())), tolerance)

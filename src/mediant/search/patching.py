@@ -72,7 +72,9 @@ class Patcher:
         """The source's values at the part of `span` where the runs can differ."""
         self.capture([site])
         found = self._captured[_whole(site)].select(*self.pairs.changed(span))
-        return found if site.head is None or _whole(site) == site else Activation(found.values[:, site.head], found.rows, found.cols)
+        return (
+            found if site.head is None or _whole(site) == site else Activation(found.values[:, site.head], found.rows, found.cols)
+        )
 
     def swap(self, site: Site, span: Span | str, *, copy: int = 0) -> Edit:
         """The edit that writes the source's values into one copy of the base."""
@@ -184,7 +186,9 @@ def rank(
     if not sites:
         raise OutOfRange("nothing to rank: no sites were given")
     parts = [
-        Patcher(subject, encode(subject, pairs[i : i + batch_size], direction=direction), by=by).grid(sites, [Span.of(span)])[:, 0]
+        Patcher(subject, encode(subject, pairs[i : i + batch_size], direction=direction), by=by).grid(sites, [Span.of(span)])[
+            :, 0
+        ]
         for i in range(0, len(pairs), batch_size)
     ]
     return ranking_of(sites, np.concatenate(parts, axis=1), pairs, method=f"activation patching, {direction}", by=by, seed=seed)

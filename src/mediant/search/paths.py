@@ -42,7 +42,12 @@ def path_patch(
         _check(patcher, sender, receiver)
     held = _held(patcher, sender, through_mlps)
     with torch.no_grad():
-        first = replay(patcher.base, [*held, patcher.swap(sender, span)], capture=[(r, Span("all")) for r in receivers], keep=patcher.pairs.keep)
+        first = replay(
+            patcher.base,
+            [*held, patcher.swap(sender, span)],
+            capture=[(r, Span("all")) for r in receivers],
+            keep=patcher.pairs.keep,
+        )
         moved = [swap(r, "all", first.captured[r, Span("all")]) for r in receivers]
         second = replay(patcher.base, moved, keep=patcher.pairs.keep)
     return patcher.measured(Outcome(patcher.pairs, second.logits)) - patcher.before

@@ -57,7 +57,11 @@ class StudyCard:
             name = str(problem["loc"][0])
             if problem["type"] == "extra_forbidden":
                 close = nearest(name, self.config.model_fields)
-                hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"options: {', '.join(self.config.model_fields)}"
+                hint = (
+                    f"did you mean {' or '.join(map(repr, close))}?"
+                    if close
+                    else f"options: {', '.join(self.config.model_fields)}"
+                )
                 return UnknownName(f"unknown option {name!r} of {self.name}; {hint}")
             parts.append(f"{name}: {problem['msg']}, got {problem['input']!r} ({self.config.model_fields[name].description})")
         return MediantError("; ".join(parts))

@@ -11,4 +11,6 @@ class StudyConfig(BaseModel):
     model: str = Field("smollm2-135m", description="Model under study: catalogue name, folder, .gguf file or hub id.")
     seed: int = Field(0, ge=0, description="Seed of sampling, random controls and bootstraps.")
     device: str | None = Field(None, description="Torch device; default: cuda when there is one, else cpu.")
-    dtype: str = Field("float32", description="Weights' type: float32, bfloat16 or float16. Small effects drown in rounding below float32.")
+    dtype: str = Field(
+        "float32", description="Weights' type: float32, bfloat16 or float16. Small effects drown in rounding below float32."
+    )

@@ -1,7 +1,7 @@
 """Carry out one run: config, subject, folder, study, result, page.
 
-    outcome = carry_out(Order(study("activation-patching"), preset="smoke", changed={"n": 8}))
-    outcome.result.measures["accuracy"], outcome.folder
+outcome = carry_out(Order(study("activation-patching"), preset="smoke", changed={"n": 8}))
+outcome.result.measures["accuracy"], outcome.folder
 """
 
 from collections.abc import Mapping

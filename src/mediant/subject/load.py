@@ -11,7 +11,7 @@ checked against its family before it is handed out.
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -28,7 +28,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load(
-    name: str | Path, *, device: str | None = None, dtype: str | torch.dtype = "float32", device_map: str | dict[str, str] | None = None
+    name: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str | torch.dtype = "float32",
+    device_map: str | dict[str, str] | None = None,
 ) -> Subject:
     """Load a decoder-only language model.
 
@@ -56,8 +60,8 @@ def load(
 
 def wrap(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", *, name: str = "", fingerprint: str = "") -> Subject:
     """A `Subject` from a model and tokenizer already in memory."""
-    family = family_of(model.config.model_type)
-    shape = shape_of(model.config)
+    config: Any = model.config
+    family, shape = family_of(config.model_type), shape_of(config)
     check(family, model, shape)
     return Subject(name or type(model).__name__, model.eval(), tokenizer, family, shape, fingerprint)
 
@@ -102,7 +106,9 @@ def _resolve(name: str) -> tuple[str, str | None, str]:
         raise SubjectError(f"{path} is a file, expected a model folder or a .gguf file")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
         return name, None, ""
-    raise unknown("model", name, catalogue.models(), note="A model is a catalogue name, a folder, a .gguf file or a hub id OWNER/NAME.")
+    raise unknown(
+        "model", name, catalogue.models(), note="A model is a catalogue name, a folder, a .gguf file or a hub id OWNER/NAME."
+    )
 
 
 def _from_pretrained(

@@ -1,15 +1,15 @@
 """A `Subject` is a model under study: the untouched model, its tokenizer, and where its parts are.
 
-    lm = mediant.load("smollm2-135m")
-    batch = lm.encode(["When Mary and John went to the store, John gave a drink to"])
-    lm.family, lm.shape.n_layers, lm.generate(batch, max_new_tokens=3)
+lm = mediant.load("smollm2-135m")
+batch = lm.encode(["When Mary and John went to the store, John gave a drink to"])
+lm.family, lm.shape.n_layers, lm.generate(batch, max_new_tokens=3)
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -144,7 +144,9 @@ class Subject:
         """Text of token ids."""
         return str(self.tokenizer.decode(list(ids)))
 
-    def generate(self, batch: Batch, *, max_new_tokens: int, use_cache: bool = True, stop_at_eos: bool = True) -> Int[Tensor, "batch new"]:
+    def generate(
+        self, batch: Batch, *, max_new_tokens: int, use_cache: bool = True, stop_at_eos: bool = True
+    ) -> Int[Tensor, "batch new"]:
         """Greedy continuation of a left-padded batch, under whatever edits are active.
 
         Raises:
@@ -154,7 +156,8 @@ class Subject:
             raise SubjectError('generation needs prompts that end together: encode them with side="left"')
         eos = self.tokenizer.eos_token_id if stop_at_eos else None
         with torch.no_grad(), self.reading(batch):
-            ids: Tensor = self.model.generate(
+            model: Any = self.model
+            ids: Tensor = model.generate(
                 batch.ids, attention_mask=batch.mask.long(), max_new_tokens=max_new_tokens, do_sample=False, use_cache=use_cache,
                 pad_token_id=self.pad_id, eos_token_id=eos, min_new_tokens=None if stop_at_eos else max_new_tokens,
             )  # fmt: skip

@@ -94,7 +94,7 @@ def generate(
     seed: int = 0,
     single_token: SingleToken | None = None,
     split: Split = "main",
-    leading_space: bool = True,
+    leading_space: bool | None = None,
     shots: int = 2,
     templates: Sequence[str] | None = None,
 ) -> Task:
@@ -103,7 +103,8 @@ def generate(
     Args:
         single_token: checked for all ten digits, written as the frames write them.
         split: "heldout" shares no frame and no sum with "main", be it as question or as example.
-        leading_space: whether the answer is " 7" (frames in words and spaces) or "7" (compact frames).
+        leading_space: whether the answer is " 7" (frames in words and spaces) or "7" (compact frames); by default
+            what the tokenizer keeps whole.
         shots: solved examples before each prompt, at most `MAX_SHOTS`.
         templates: only these frames.
 
@@ -111,6 +112,8 @@ def generate(
         UnknownName: no such split or template.
         TaskError: digits of several tokens, `shots` out of range, or fewer than `n` distinct sums.
     """
+    if leading_space is None:
+        leading_space = single_token is None or single_token(" 7")
     frames = select_frames(pick("split", split, SPACED if leading_space else COMPACT), templates)
     if not 0 <= shots <= MAX_SHOTS:
         raise TaskError(f"expected shots from 0 to {MAX_SHOTS}, got {shots}")

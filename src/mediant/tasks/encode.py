@@ -146,7 +146,12 @@ def _encode_one(subject: Subject, pair: Pair, direction: Direction) -> _Item:
     base, source = (clean, counterfactual) if direction == "noising" else (counterfactual, clean)
     # Tokens are aligned one to one, so a span that only one prompt names means the same columns in the other.
     spans = {**clean.spans, **counterfactual.spans} if direction == "denoising" else {**counterfactual.spans, **clean.spans}
-    return _Item(Tokens(base.ids, {**spans, **base.spans}, base.text), Tokens(source.ids, {**spans, **source.spans}, source.text), answer, other)
+    return _Item(
+        Tokens(base.ids, {**spans, **base.spans}, base.text),
+        Tokens(source.ids, {**spans, **source.spans}, source.text),
+        answer,
+        other,
+    )
 
 
 def _extended(tokens: Tokens, answer: Sequence[int]) -> Tokens:
@@ -173,7 +178,9 @@ def token_columns(subject: Subject, pairs: Sequence[Pair]) -> list[Column]:
     used, in the first prompt's order, plus `last`.
     """
     tokens = [subject.tokenize(pair.clean) for pair in pairs]
-    aligned = len({(len(t.ids), pair.template, tuple(sorted(t.spans.items()))) for t, pair in zip(tokens, pairs, strict=True)}) == 1
+    aligned = (
+        len({(len(t.ids), pair.template, tuple(sorted(t.spans.items()))) for t, pair in zip(tokens, pairs, strict=True)}) == 1
+    )
     if aligned:
         first = tokens[0]
         return [Column(Span.index(i), _label(subject, first, i)) for i in range(len(first.ids))]

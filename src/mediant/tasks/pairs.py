@@ -40,9 +40,13 @@ class PairLine(BaseModel):
             name: find_once(self.clean, where, name) if isinstance(where, str) else where for name, where in self.spans.items()
         }
         return Pair(
-            self.id or default_id, Prompt(self.clean, spans), Prompt(self.counterfactual), self.answer, self.counterfactual_answer,
+            self.id or default_id,
+            Prompt(self.clean, spans),
+            Prompt(self.counterfactual),
+            self.answer,
+            self.counterfactual_answer,
             self.template,
-        )  # fmt: skip
+        )
 
 
 def read(path: Path | str) -> Task:
@@ -60,7 +64,9 @@ def read(path: Path | str) -> Task:
     pairs, wrong = parse(lines)
     if wrong:
         more = f" (and {len(wrong) - MAX_SHOWN} more)" if len(wrong) > MAX_SHOWN else ""
-        raise TaskError(f"{path}: {len(wrong)} of {len(pairs) + len(wrong)} lines cannot be used{more}:\n  " + "\n  ".join(wrong[:MAX_SHOWN]))
+        raise TaskError(
+            f"{path}: {len(wrong)} of {len(pairs) + len(wrong)} lines cannot be used{more}:\n  " + "\n  ".join(wrong[:MAX_SHOWN])
+        )
     if not pairs:
         raise TaskError(f"{path} holds no pairs; each line is one JSON object with {', '.join(_required())}")
     names = [name for name in pairs[0].clean.spans if all(name in pair.clean.spans for pair in pairs)]
@@ -104,7 +110,10 @@ def _explain(error: ValidationError) -> str:
         name = ".".join(str(p) for p in problem["loc"])
         if problem["type"] == "extra_forbidden":
             close = nearest(name, PairLine.model_fields, n=1)
-            parts.append(f"unknown field {name!r}" + (f", did you mean {close[0]!r}?" if close else f"; fields are {', '.join(PairLine.model_fields)}"))
+            parts.append(
+                f"unknown field {name!r}"
+                + (f", did you mean {close[0]!r}?" if close else f"; fields are {', '.join(PairLine.model_fields)}")
+            )
         elif problem["type"] == "missing":
             parts.append(f"field {name!r} is missing")
         else:

@@ -100,7 +100,7 @@ def generate(
     shorter = min(len(each) for each in professions.values())
     people = {pronoun: rng.sample(each, shorter) for pronoun, each in professions.items()}
     cells = [(frame, pronoun) for frame in shuffled(frames, rng) for pronoun in _OTHER]
-    sizes = [(shorter, len(places) if "place" in frame.slots else 1) for frame, _ in cells]
+    sizes = [(len(people[pronoun]), len(places) if "place" in frame.slots else 1) for frame, pronoun in cells]
 
     def pair(i: int, cell: int, index: int) -> Pair:
         frame, pronoun = cells[cell]

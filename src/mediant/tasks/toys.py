@@ -61,6 +61,7 @@ class ToyAttention(nn.Module):
         self.o = nn.Linear(width, D_MODEL, bias=False)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor, past_key_values: Any = None) -> Tensor:
+        """Mix values by attention; `attention_mask` is added to the logits."""
         q, k, v = (p(hidden_states).unflatten(-1, (N_HEADS, D_HEAD)).transpose(1, 2) for p in (self.q, self.k, self.v))
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
@@ -78,6 +79,7 @@ class ToyMLP(nn.Module):
         self.activation = activation
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """Position-wise map."""
         out: Tensor = self.down(self.activation(self.up(hidden_states)))
         return out
 
@@ -90,6 +92,7 @@ class ToyLayer(nn.Module):
         self.attn, self.mlp = ToyAttention(layer_idx), ToyMLP(activation)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor, past_key_values: Any = None) -> Tensor:
+        """One block."""
         hidden_states = hidden_states + self.attn(hidden_states, attention_mask, past_key_values)
         out: Tensor = hidden_states + self.mlp(hidden_states)
         return out
@@ -103,6 +106,7 @@ class ToyEmbedding(nn.Module):
         self.token, self.position = nn.Embedding(len(VOCABULARY), D_MODEL), nn.Embedding(8, D_MODEL)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """Residual stream entering layer 0."""
         both: Tensor = self.token(input_ids) + self.position(position_ids)
         return both
 
@@ -117,6 +121,7 @@ class ToyBase(nn.Module):
         self.norm = nn.Identity()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any = None) -> Tensor:
+        """Residual stream leaving the last layer."""
         hidden = self.embed(input_ids, position_ids)
         n_keys, n = attention_mask.shape[1], input_ids.shape[1]
         query, key = torch.arange(n_keys - n, n_keys)[:, None], torch.arange(n_keys)
@@ -138,9 +143,15 @@ class ToyModel(nn.Module):
         self.unembed = nn.Linear(D_MODEL, len(VOCABULARY), bias=False)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any = None, use_cache: bool = False,
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past_key_values: Any = None,
+        use_cache: bool = False,  # noqa: ARG002 - callers of causal models pass it
         logits_to_keep: int = 0,
-    ) -> SimpleNamespace:  # fmt: skip
+    ) -> SimpleNamespace:
+        """Logits of the last `logits_to_keep` positions (0: all)."""
         hidden = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values
         )
@@ -175,9 +186,16 @@ def _skeleton(n_layers: int, activation: Callable[[Tensor], Tensor] = torch.relu
     return model
 
 
+def _layer(model: ToyModel, layer: int) -> ToyLayer:
+    found = model.model.layers[layer]
+    if not isinstance(found, ToyLayer):
+        raise TypeError(f"layer {layer} is a {type(found).__name__}")
+    return found
+
+
 def _mover(model: ToyModel, layer: int, head: int, *, where: int, reads: int, writes: int, amount: float = 1.0) -> None:
     """A head that attends to the token at position feature `where` and copies feature `reads` into `writes`."""
-    attn, row = model.model.layers[layer].attn, head * D_HEAD
+    attn, row = _layer(model, layer).attn, head * D_HEAD
     with torch.no_grad():
         attn.q.weight[row, CONST] = SHARP
         attn.k.weight[row, where] = 1
@@ -188,8 +206,8 @@ def _mover(model: ToyModel, layer: int, head: int, *, where: int, reads: int, wr
 def _neuron(model: ToyModel, layer: int, index: int, reads: Mapping[int, float], amount: float) -> None:
     with torch.no_grad():
         for dim, weight in reads.items():
-            model.model.layers[layer].mlp.up.weight[index, dim] = weight
-        model.model.layers[layer].mlp.down.weight[OUT, index] = amount
+            _layer(model, layer).mlp.up.weight[index, dim] = weight
+        _layer(model, layer).mlp.down.weight[OUT, index] = amount
 
 
 def _single() -> tuple[ToyModel, dict[str, Site]]:
@@ -235,7 +253,7 @@ def _backup() -> tuple[ToyModel, dict[str, Site]]:
     _mover(model, 1, 1, where=P0, reads=VA, writes=OUT)
     with torch.no_grad():
         # Attention to the first token turns strongly negative once the first head has written.
-        model.model.layers[1].attn.q.weight[D_HEAD, A] = -2 * SHARP
+        _layer(model, 1).attn.q.weight[D_HEAD, A] = -2 * SHARP
     return model, {"primary": Site("head_z", 0, 0), "backup": Site("head_z", 1, 1)}
 
 
@@ -270,6 +288,6 @@ def tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="="))
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="="))  # noqa: S106
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="=", pad_token="=")
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="=", pad_token="=")  # noqa: S106

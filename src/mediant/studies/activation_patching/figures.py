@@ -5,10 +5,11 @@ import numpy as np
 from mediant.core.result import Result
 from mediant.core.site import Site
 from mediant.report.figures import ACCENT, MUTED, SECOND, Point, heat_maps, intervals, visible
-from mediant.report.page import Page, Section, Strip, Table, Token, interval, number
+from mediant.report.page import Page, Section, Strip, Table, Token, number
 from mediant.studies.activation_patching.config import TITLE
+from mediant.studies.activation_patching.measures import verdict
 from mediant.studies.activation_patching.method import COMPONENTS
-from mediant.studies.activation_patching.study import Findings, verdict
+from mediant.studies.activation_patching.study import Findings
 from mediant.subject import Subject
 from mediant.tasks.encode import token_columns
 
@@ -21,9 +22,11 @@ def page(result: Result, found: Findings, subject: Subject) -> Page:
     measures, unit = result.measures, found.data.metric
     pair = found.data.shown[0]
     lead = (
-        f"{subject.name} continues \"{pair.clean.text}\" with \"{pair.answer.strip()}\" rather than \"{pair.counterfactual_answer.strip()}\". "
-        f"Each part of the model was given, one at a time, the value it has on a counterfactual prompt; the change of {unit} is that part's "
-        "effect. Orange: without this part's own value the answer gets weaker, so it carries the answer. Blue: the reverse."
+        f'{subject.name} continues "{pair.clean.text}" with "{pair.answer.strip()}" rather than '
+        f'"{pair.counterfactual_answer.strip()}". '
+        f"Each part of the model was given, one at a time, the value it has on a counterfactual prompt; the change of {unit} "
+        "is that part's effect. Orange: without this part's own value the answer gets weaker, so it carries the answer. Blue: "
+        "the reverse."
     )
     headline = [
         (f"{measures['accuracy'].value or 0:.1%}", f"accuracy, n = {measures['accuracy'].n}"),
@@ -71,8 +74,8 @@ def _sentence(found: Findings, subject: Subject) -> Section:
         answer = pair.answer if label == "clean" else pair.counterfactual_answer
         strips.append(Strip(label, [*line, Token(f"  →{answer}")]))
     text = (
-        "The clean prompt is the base, the counterfactual the source of the values. Tokens of the clean prompt are shaded by the strongest effect "
-        "their residual stream has in any layer; small labels are the named spans."
+        "The clean prompt is the base, the counterfactual the source of the values. Tokens of the clean prompt are shaded by the "
+        "strongest effect their residual stream has in any layer; small labels are the named spans."
     )
     return Section("The prompt and its counterfactual", text, strips)
 
@@ -82,8 +85,9 @@ def _map(found: Findings, subject: Subject, unit: str) -> Section:
     named = [(TITLES[kind], tables[i]) for i, kind in enumerate(COMPONENTS)]
     rows = [str(layer) for layer in range(subject.shape.n_layers)]
     text = (
-        f"Mean effect on {unit} of one layer's residual stream, attention output or MLP output at one position, over {len(found.data.shown)} pairs of this "
-        "frame. Positions before the first differing word are equal in both prompts, so their effect is exactly 0."
+        f"Mean effect on {unit} of one layer's residual stream, attention output or MLP output at one position, over "
+        f"{len(found.data.shown)} pairs of this frame. Positions before the first differing word are equal in both "
+        "prompts, so their effect is exactly 0."
     )
     return Section("Which layers and positions", text, figure=heat_maps(named, _labels(found, subject), rows, unit=unit))
 
@@ -92,22 +96,35 @@ def _heads(found: Findings, subject: Subject, unit: str) -> Section:
     shape = subject.shape
     table = np.asarray(found.heads["mean"]).reshape(shape.n_layers, shape.n_heads)
     figure = heat_maps(
-        [("all positions", table)], [f"head {h}" for h in range(shape.n_heads)], [str(la) for la in range(shape.n_layers)], unit=unit
+        [("all positions", table)],
+        [f"head {h}" for h in range(shape.n_heads)],
+        [str(la) for la in range(shape.n_layers)],
+        unit=unit,
     )
     text = f"Mean effect of every head on its own, over {len(found.data.discovery)} pairs that are used for nothing else."
     return Section("Which heads", text, figure=figure)
 
 
 def _ranking(found: Findings, unit: str) -> Section:
+    strongest = found.ranking.top(min(20, len(found.ranking)))
+    colours = [ACCENT if s.site in found.top else MUTED for s in strongest]
     points = [
-        Point(_name(s.site), s.score, *(s.ci95 or (s.score, s.score)), ACCENT if s.site in found.top else MUTED) for s in found.ranking.top(min(20, len(found.ranking)))
-    ]  # fmt: skip
+        Point(_name(s.site), s.score, *(s.ci95 or (s.score, s.score)), colour)
+        for s, colour in zip(strongest, colours, strict=True)
+    ]
     text = f"The twenty strongest heads with 95 % intervals; the first {len(found.top)} (blue) are the ones confirmed below."
     return Section("Ranking of heads", text, figure=intervals(points, unit=unit))
 
 
 def _controls(result: Result, unit: str) -> Section:
-    names = ["total_effect", "top_heads_effect", "strongest_head_effect", "layer_matched_heads_effect", "random_heads_effect", "all_heads_effect"]
+    names = [
+        "total_effect",
+        "top_heads_effect",
+        "strongest_head_effect",
+        "layer_matched_heads_effect",
+        "random_heads_effect",
+        "all_heads_effect",
+    ]
     colours = [MUTED, ACCENT, ACCENT, SECOND, SECOND, MUTED]
     points = []
     for name, colour in zip(names, colours, strict=True):
@@ -115,7 +132,11 @@ def _controls(result: Result, unit: str) -> Section:
         if measure.value is not None and measure.ci95 is not None:
             points.append(Point(name.replace("_", " "), measure.value, *measure.ci95, colour))
     n = result.measures["top_heads_effect"].n
-    return Section("Do they matter more than other heads?", f"{verdict(result.measures)} All on {n} pairs that ranking never saw.", figure=intervals(points, unit=unit))
+    return Section(
+        "Do they matter more than other heads?",
+        f"{verdict(result.measures)} All on {n} pairs that ranking never saw.",
+        figure=intervals(points, unit=unit),
+    )
 
 
 def _attention(found: Findings, subject: Subject) -> Section:
@@ -124,15 +145,30 @@ def _attention(found: Findings, subject: Subject) -> Section:
     strips = []
     for name, rows in list(found.attention["weights"].items())[:8]:
         weights = np.asarray(rows[0])
-        line = [Token(subject.decode([t]), 0.85 * float(w), "", f"{visible(subject.decode([t]))}: {w:.2f}") for t, w in zip(tokens.ids, weights, strict=True)]
+        line = [
+            Token(subject.decode([t]), 0.85 * float(w), "", f"{visible(subject.decode([t]))}: {w:.2f}")
+            for t, w in zip(tokens.ids, weights, strict=True)
+        ]
         strips.append(Strip(_name(Site.parse(name)), line))
-    text = "Where the strongest heads look from the last token, in this prompt: the stronger the shade, the more attention. Looking is not proof; the effects above are."
+    text = (
+        "Where the strongest heads look from the last token, in this prompt: the stronger the shade, the more attention. "
+        "Looking is not proof; the effects above are."
+    )
     return Section("What these heads attend to", text, strips)
 
 
 def _rows(found: Findings) -> Section:
     rows = [
-        [r["id"], r["split"], r["prompt"], r["answer"].strip(), f"{r['before']:+.2f}", f"{r['total']:+.2f}", f"{r['top']:+.2f}", f"{r['layer_matched']:+.2f}"]
+        [
+            r["id"],
+            r["split"],
+            r["prompt"],
+            r["answer"].strip(),
+            f"{r['before']:+.2f}",
+            f"{r['total']:+.2f}",
+            f"{r['top']:+.2f}",
+            f"{r['layer_matched']:+.2f}",
+        ]
         for r in found.rows[:SHOWN_ROWS]
     ]
     header = ["pair", "set", "prompt", "answer", "before", "total effect", "top heads", "layer-matched"]
@@ -142,8 +178,3 @@ def _rows(found: Findings) -> Section:
 
 def _name(site: Site) -> str:
     return f"head {site.layer}.{site.head}"
-
-
-def measure_lines(result: Result) -> list[tuple[str, str, str, str]]:
-    """Name, value, interval and n of every measure, as text."""
-    return [(name, number(m.value), interval(m), str(m.n)) for name, m in result.measures.items()]

@@ -19,6 +19,7 @@ from mediant.interventions.attention import Rows, attending
 from mediant.interventions.edits import set_to
 from mediant.interventions.execute import run
 from mediant.measures.divergence import kl
+from mediant.measures.intervals import Array
 from mediant.search.patching import Patcher
 from mediant.subject import Subject
 from mediant.tasks.encode import Direction, encode, token_columns
@@ -47,13 +48,15 @@ def effect_map(ready: Patcher, layer: int) -> list[list[Numbers]]:
     """Effect of each component of a layer at each column: (component, column, pair)."""
     columns = token_columns(ready.subject, ready.pairs.pairs)
     sites = [Site(kind, layer) for kind in COMPONENTS]
-    return ready.grid(sites, [column.span for column in columns]).tolist()
+    effects: list[list[Numbers]] = ready.grid(sites, [column.span for column in columns]).tolist()
+    return effects
 
 
 def head_effects(ready: Patcher, layer: int) -> list[Numbers]:
     """Effect of each head of a layer, at all positions: (head, pair)."""
     sites = [Site("head_z", layer, head) for head in range(ready.subject.shape.n_heads)]
-    return ready.grid(sites, [Span("all")])[:, 0].tolist()
+    effects: list[Numbers] = ready.grid(sites, [Span("all")])[:, 0].tolist()
+    return effects
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,6 @@ def disturbance(subject: Subject, texts: Sequence[str], sets: Sequence[Sequence[
     return moved
 
 
-def per_pair(tables: Sequence[Sequence[Numbers]]) -> np.ndarray:
+def per_pair(tables: Sequence[Sequence[Numbers]]) -> Array:
     """Join (row, pair) tables of several batches along the pairs."""
     return np.concatenate([np.asarray(table, dtype=np.float64) for table in tables], axis=-1)

@@ -11,8 +11,8 @@ from random import Random
 
 from mediant.core.errors import TaskError
 from mediant.core.pair import Pair, Task
-from mediant.subject import Subject
 from mediant.studies.activation_patching.config import Config
+from mediant.subject import Subject
 from mediant.tasks import catalogue, ioi, pairs
 
 FEWEST = 6
@@ -55,7 +55,9 @@ def _generated(config: Config, subject: Subject) -> Data:
     Random(config.seed).shuffle(mixed)
     discovery, confirm = mixed[: config.n_discovery], mixed[config.n_discovery :]
     if config.task == "ioi":
-        more = ioi.generate(config.n_map, seed=config.seed + 1, single_token=subject.single_token, templates=["store"], order="abba")
+        more = ioi.generate(
+            config.n_map, seed=config.seed + 1, single_token=subject.single_token, templates=["store"], order="abba"
+        )
         shown = (ioi.classic(), *more.pairs)[: config.n_map]
     else:
         more = generate(config.n_map * 20, seed=config.seed + 1, single_token=subject.single_token)
@@ -67,7 +69,9 @@ def _from_file(config: Config, task: Task, subject: Subject) -> Data:
     """Split a user's pairs: one template held out, a part for ranking, the rest for confirmation."""
     mixed = list(task.pairs)
     if len(mixed) < FEWEST:
-        raise TaskError(f"{config.task} holds {len(mixed)} pairs; at least {FEWEST} are needed to rank on some and confirm on others")
+        raise TaskError(
+            f"{config.task} holds {len(mixed)} pairs; at least {FEWEST} are needed to rank on some and confirm on others"
+        )
     Random(config.seed).shuffle(mixed)
     templates = sorted({pair.template for pair in mixed})
     held, reason = set[str](), "the file names fewer than two templates, so none could be held out"
@@ -76,11 +80,15 @@ def _from_file(config: Config, task: Task, subject: Subject) -> Data:
     heldout = [p for p in mixed if p.template in held][: config.n]
     rest = [p for p in mixed if p.template not in held]
     if len(rest) < 4:
-        raise TaskError(f"{config.task}: only {len(rest)} pairs are left beside the held-out template {sorted(held)}; add pairs to the others")
+        raise TaskError(
+            f"{config.task}: only {len(rest)} pairs are left beside the held-out template {sorted(held)}; add pairs to the others"
+        )
     n_discovery = min(config.n_discovery, len(rest) // 2)
     discovery, confirm = rest[:n_discovery], rest[n_discovery : n_discovery + config.n]
     shown = aligned_group(subject, rest)[: config.n_map]
-    return Data(task.name, task.description, config.metric or task.metric, shown, tuple(discovery), tuple(confirm), tuple(heldout), reason)
+    return Data(
+        task.name, task.description, config.metric or task.metric, shown, tuple(discovery), tuple(confirm), tuple(heldout), reason
+    )
 
 
 def aligned_group(subject: Subject, items: Sequence[Pair]) -> tuple[Pair, ...]:
@@ -89,4 +97,5 @@ def aligned_group(subject: Subject, items: Sequence[Pair]) -> tuple[Pair, ...]:
     for pair in items:
         tokens = subject.tokenize(pair.clean)
         groups[pair.template, len(tokens.ids), tuple(sorted(tokens.spans.items()))].append(pair)
-    return tuple(max(groups.values(), key=len))
+    largest = max(groups, key=lambda key: len(groups[key]))
+    return tuple(groups[largest])

@@ -8,7 +8,7 @@ else, as long as its blocks are `x + attn(norm(x))` then `x + mlp(norm(x))`; the
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from mediant.core.errors import OutOfRange, SubjectError
 from mediant.core.site import HEAD_KINDS, KEY_VALUE_KINDS, LAYERLESS_KINDS, Site
@@ -98,7 +98,9 @@ class Family:
         if site.kind in self.cannot:
             raise SubjectError(f"family {self.name} cannot address {site.kind!r}: {self.cannot[site.kind]}")
         if site.kind not in LAYERLESS_KINDS and (site.layer is None or site.layer >= shape.n_layers):
-            raise OutOfRange(f"layer {site.layer} of {str(site)!r} does not exist: this model has layers 0 to {shape.n_layers - 1}")
+            raise OutOfRange(
+                f"layer {site.layer} of {str(site)!r} does not exist: this model has layers 0 to {shape.n_layers - 1}"
+            )
         heads = shape.n_kv_heads if site.kind in KEY_VALUE_KINDS else shape.n_heads
         if site.kind in HEAD_KINDS and site.head is not None and site.head >= heads:
             what = "key/value heads" if site.kind in KEY_VALUE_KINDS else "query heads"
@@ -128,5 +130,7 @@ def check(family: Family, model: nn.Module, shape: Shape) -> None:
     if shape.n_heads % shape.n_kv_heads:
         raise SubjectError(f"{shape.n_heads} query heads do not divide into {shape.n_kv_heads} key/value heads")
     weight = unembed.weight
+    if not isinstance(weight, Tensor):
+        raise SubjectError(f"the unembedding is a {type(unembed).__name__} without a weight")
     if tuple(weight.shape) != (shape.n_vocab, shape.d_model):
         raise SubjectError(f"unembedding has shape {tuple(weight.shape)}, expected {(shape.n_vocab, shape.d_model)}")

@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine with Python 3.11: `make demo` and `make test`.
+PYTHON ?= python3.11
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: install demo test check format lint types clean
+
+install: $(STAMP)
+	@$(BIN)/mediant models fetch smollm2-135m
+
+# Torch goes first and is held: a resolver left alone would take the newest build with its GPU libraries.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	echo "$(TORCH)" > .venv/constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable ".[dev]"
+	touch $(STAMP)
+
+demo: install
+	@rm -rf runs/demo
+	@$(BIN)/mediant run activation-patching --preset bundled --out runs/demo
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: install lint types test
+
+lint:
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+
+types:
+	$(BIN)/mypy
+
+format:
+	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks
+
+clean:
+	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache

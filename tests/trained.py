@@ -1,0 +1,108 @@
+"""A tiny Llama that has really learned subject-verb agreement across a distracting noun, and pairs to study it with.
+
+    folder = train(Path("agreement"))                  # config.json, safetensors, tokenizer; some seconds on one thread
+    write_pairs(Path("pairs.jsonl"))                   # "the keys near the door" -> " are", three templates, 48 lines
+"""
+
+import json
+from pathlib import Path
+from random import Random
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+NOUNS = [("key", "keys"), ("dog", "dogs"), ("book", "books"), ("cup", "cups"), ("girl", "girls"), ("tree", "trees")]
+HOSTILE = ("<script>alert(1)</script>", '"onmouseover="alert(2)', "</script><b>bold</b>", "&lt;i&gt;")
+DISTRACTORS = ["door", "doors", "wall", "walls", "river", "rivers", *HOSTILE]
+TEMPLATES = {
+    "near": "the {subject} near the {other}",
+    "today": "today the {subject} beside one {other}",
+    "think": "I think that the {subject} by the {other}",
+}
+VERBS = {"singular": "is", "plural": "are"}
+_FILLERS = "the near today beside one I think that by is are".split()
+WORDS = ["<unk>", "</s>", *_FILLERS, *[word for noun in NOUNS for word in noun], *DISTRACTORS]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word; hostile words are words like any other."""
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="</s>", pad_token="</s>")
+
+
+def untrained(seed: int = 0) -> LlamaForCausalLM:
+    """The same architecture, before any training."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=64, initializer_range=0.1, bos_token_id=None, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def save(model: LlamaForCausalLM, folder: Path) -> Path:
+    """A model folder as users have them: config, safetensors, tokenizer."""
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def train(folder: Path, *, steps: int = 150, seed: int = 0) -> Path:
+    """Train on every sentence of the templates until the verb agrees, and save."""
+    torch.set_num_threads(1)
+    model = untrained(seed).train()
+    ids, targets = _sentences()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
+    for step in range(steps):
+        template = step % len(TEMPLATES)
+        chosen = torch.randint(len(ids[template]), (48,))
+        logits = model(input_ids=ids[template][chosen], logits_to_keep=1).logits[:, -1]
+        loss = torch.nn.functional.cross_entropy(logits, targets[template][chosen])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    model.eval()
+    for template, name in enumerate(TEMPLATES):
+        with torch.no_grad():
+            right = model(input_ids=ids[template], logits_to_keep=1).logits[:, -1].argmax(-1) == targets[template]
+        assert right.float().mean() >= 0.99, f"the fixture has not learned template {name!r}: {right.float().mean():.0%}"
+    return save(model, folder)
+
+
+def write_pairs(path: Path, *, n: int = 48, swapped: bool = False, hostile: bool = False, seed: int = 0) -> Path:
+    """`n` different pairs, both numbers and all templates in turn, spans as text; `swapped` exchanges the answers."""
+    path.write_text("".join(json.dumps(line) + "\n" for line in pair_lines(n, swapped=swapped, hostile=hostile, seed=seed)), "utf-8")
+    return path
+
+
+def pair_lines(n: int = 48, *, swapped: bool = False, hostile: bool = False, seed: int = 0) -> list[dict[str, object]]:
+    """The lines of a pairs file as objects."""
+    words = HOSTILE if hostile else tuple(word for word in DISTRACTORS if word not in HOSTILE)
+    every = [(noun, other, plural) for noun in NOUNS for other in words for plural in (False, True)]
+    Random(seed).shuffle(every)
+    names = list(TEMPLATES)
+    lines: list[dict[str, object]] = []
+    for i in range(n):
+        noun, other, plural = every[i // len(names)]
+        name = names[i % len(names)]
+        clean, counterfactual = (TEMPLATES[name].format(subject=noun[number], other=other) for number in (plural, not plural))
+        answer, opposite = (f" {VERBS[('singular', 'plural')[number]]}" for number in (plural != swapped, plural == swapped))
+        lines.append({
+            "clean": clean, "counterfactual": counterfactual, "answer": answer, "counterfactual_answer": opposite,
+            "spans": {"subject": f"{noun[plural]} ", "other": other}, "template": name,
+        })  # fmt: skip
+    return lines
+
+
+def _sentences() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Per template, every sentence's ids and the id of its verb."""
+    at = {word: i for i, word in enumerate(WORDS)}
+    ids: list[torch.Tensor] = []
+    targets: list[torch.Tensor] = []
+    for template in TEMPLATES.values():
+        rows = [(noun[p], other, p) for noun in NOUNS for other in DISTRACTORS for p in (0, 1)]
+        ids.append(torch.tensor([[at[w] for w in template.format(subject=s, other=o).split()] for s, o, _ in rows]))
+        targets.append(torch.tensor([at[("is", "are")[p]] for _, _, p in rows]))
+    return ids, targets
