@@ -270,7 +270,7 @@ def test_how_it_was_found_travels_with_the_direction(tmp_path):
 def test_groups_stay_on_one_side_of_the_split():
     """Every group has its own word, and only the word tells: held-out groups then cannot be recognised."""
     lm = builders.subject()
-    words = ["Mary", "John", "Tom", "Anna", "store", "park", "key", "near"]
+    words = ["Mary", "John", "Tom", "Anna", "key", "near", "one", "two"]
     prompts = {word: named([word], 10, seed=i) for i, word in enumerate(words)}
     positives = [p for word in words[::2] for p in prompts[word]]
     negatives = [p for word in words[1::2] for p in prompts[word]]

@@ -144,7 +144,7 @@ def test_digits_split_by_the_tokenizer_point_to_the_other_style() -> None:
         return len(text) == 1
 
     with pytest.raises(TaskError, match=r"splits ' 0', ' 1'.*try leading_space=False"):
-        arithmetic.generate(2, single_token=no_space)
+        arithmetic.generate(2, single_token=no_space, leading_space=True)
     assert len(arithmetic.generate(2, single_token=no_space, leading_space=False).pairs) == 2
     with pytest.raises(TaskError, match="try leading_space=True"):
         arithmetic.generate(2, single_token=lambda text: len(text) == 2, leading_space=False)
@@ -152,7 +152,12 @@ def test_digits_split_by_the_tokenizer_point_to_the_other_style() -> None:
 
 def test_a_single_bad_digit_is_enough_to_refuse() -> None:
     with pytest.raises(TaskError, match="splits ' 7'; try"):
-        arithmetic.generate(2, single_token=lambda text: text != " 7")
+        arithmetic.generate(2, single_token=lambda text: text != " 7", leading_space=True)
+
+
+def test_the_style_follows_the_tokenizer_unless_it_is_given() -> None:
+    assert arithmetic.generate(1).pairs[0].answer.startswith(" ")
+    assert not arithmetic.generate(1, single_token=lambda text: len(text) == 1).pairs[0].answer.startswith(" ")
 
 
 @pytest.mark.parametrize("shots", [-1, 5])

@@ -73,7 +73,7 @@ def _logistic(x: Array, y: Mask, l2: float) -> tuple[Array, float]:
     target, share = torch.from_numpy(y.astype(np.float64)), torch.from_numpy(balance(y))
     beta = torch.zeros(features.shape[1], dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS(
-        [beta], max_iter=1000, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+        [beta], max_iter=1000, tolerance_grad=1e-7, tolerance_change=1e-12, history_size=50, line_search_fn="strong_wolfe"
     )
 
     def closure() -> float:
@@ -81,7 +81,7 @@ def _logistic(x: Array, y: Mask, l2: float) -> tuple[Array, float]:
         losses = torch.nn.functional.binary_cross_entropy_with_logits(features @ beta, target, share, reduction="sum")
         loss = losses + l2 / 2 * beta[:-1].square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss)
+        return float(loss.detach())
 
     with torch.enable_grad():
         optimiser.step(closure)  # type: ignore[no-untyped-call]
