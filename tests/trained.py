@@ -91,7 +91,7 @@ def pair_lines(n: int = 48, *, swapped: bool = False, hostile: bool = False, see
         answer, opposite = (f" {VERBS[('singular', 'plural')[number]]}" for number in (plural != swapped, plural == swapped))
         lines.append({
             "clean": clean, "counterfactual": counterfactual, "answer": answer, "counterfactual_answer": opposite,
-            "spans": {"subject": f"{noun[plural]} ", "other": other}, "template": name,
+            "spans": {"subject": noun[plural], "other": other}, "template": name,
         })  # fmt: skip
     return lines
 

@@ -91,6 +91,7 @@ def killed_after(folder: Path, lines: int) -> str:
 
 def main(folder: Path, points: int) -> None:
     """Print, as JSON, the undisturbed digest and what every kill point gave: the signal and the digest at the end."""
+    training(folder / "first")  # what is imported late is imported here, once
     _, answer = forked(lambda: counted(folder / "whole"))
     lines, undisturbed = int(answer.split()[0]), answer.split()[1]
     outcomes = []

@@ -80,11 +80,11 @@ def _logistic(x: Array, y: Mask, l2: float) -> tuple[Array, float]:
         optimiser.zero_grad()
         losses = torch.nn.functional.binary_cross_entropy_with_logits(features @ beta, target, share, reduction="sum")
         loss = losses + l2 / 2 * beta[:-1].square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return float(loss.detach())
 
     with torch.enable_grad():
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
+        optimiser.step(closure)
     solved = beta.detach().numpy()
     return solved[:-1], float(solved[-1])
 
