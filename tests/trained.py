@@ -1,10 +1,11 @@
 """A tiny Llama that has really learned subject-verb agreement across a distracting noun, and pairs to study it with.
 
-    folder = train(Path("agreement"))                  # config.json, safetensors, tokenizer; some seconds on one thread
-    write_pairs(Path("pairs.jsonl"))                   # "the keys near the door" -> " are", three templates, 48 lines
+folder = train(Path("agreement"))                  # config.json, safetensors, tokenizer; some seconds on one thread
+write_pairs(Path("pairs.jsonl"))                   # "the keys near the door" -> " are", three templates, 48 lines
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -20,8 +21,8 @@ TEMPLATES = {
     "today": "today the {subject} beside one {other}",
     "think": "I think that the {subject} by the {other}",
 }
-VERBS = {"singular": "is", "plural": "are"}
-_FILLERS = "the near today beside one I think that by is are".split()
+VERBS = ("is", "are")
+_FILLERS = ["the", "near", "today", "beside", "one", "I", "think", "that", "by", "is", "are"]
 WORDS = ["<unk>", "</s>", *_FILLERS, *[word for noun in NOUNS for word in noun], *DISTRACTORS]
 
 
@@ -36,8 +37,9 @@ def untrained(seed: int = 0) -> LlamaForCausalLM:
     """The same architecture, before any training."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=64, initializer_range=0.1, bos_token_id=None, eos_token_id=1, pad_token_id=1,
+        vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.1, bos_token_id=None, eos_token_id=1,
+        pad_token_id=1,
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
@@ -49,31 +51,37 @@ def save(model: LlamaForCausalLM, folder: Path) -> Path:
     return folder
 
 
-def train(folder: Path, *, steps: int = 150, seed: int = 0) -> Path:
-    """Train on every sentence of the templates until the verb agrees, and save."""
+def train(folder: Path, *, steps: int = 90, seed: int = 0) -> Path:
+    """Train on three of four sentences, check that the verb agrees in all of them, and save.
+
+    Raises:
+        AssertionError: fewer than 95 % of all sentences come out right, seen or not.
+    """
     torch.set_num_threads(1)
     model = untrained(seed).train()
-    ids, targets = _sentences()
+    sentences = [_sentences(template) for template in TEMPLATES.values()]
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
     for step in range(steps):
-        template = step % len(TEMPLATES)
-        chosen = torch.randint(len(ids[template]), (48,))
-        logits = model(input_ids=ids[template][chosen], logits_to_keep=1).logits[:, -1]
-        loss = torch.nn.functional.cross_entropy(logits, targets[template][chosen])
+        ids, verbs, seen = sentences[step % len(sentences)]
+        chosen = seen[torch.randint(len(seen), (48,))]
+        logits = model(input_ids=ids[chosen], logits_to_keep=1).logits[:, -1]
+        loss = torch.nn.functional.cross_entropy(logits, verbs[chosen])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    model.eval()
-    for template, name in enumerate(TEMPLATES):
-        with torch.no_grad():
-            right = model(input_ids=ids[template], logits_to_keep=1).logits[:, -1].argmax(-1) == targets[template]
-        assert right.float().mean() >= 0.99, f"the fixture has not learned template {name!r}: {right.float().mean():.0%}"
+    right = torch.cat([_right(model.eval(), ids, verbs) for ids, verbs, _ in sentences])
+    assert right.float().mean() >= 0.95, f"only {right.float().mean():.0%} of the sentences were learned"
     return save(model, folder)
 
 
 def write_pairs(path: Path, *, n: int = 48, swapped: bool = False, hostile: bool = False, seed: int = 0) -> Path:
     """`n` different pairs, both numbers and all templates in turn, spans as text; `swapped` exchanges the answers."""
-    path.write_text("".join(json.dumps(line) + "\n" for line in pair_lines(n, swapped=swapped, hostile=hostile, seed=seed)), "utf-8")
+    return write_lines(path, pair_lines(n, swapped=swapped, hostile=hostile, seed=seed))
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, object]]) -> Path:
+    """One JSON object per line."""
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
 
 
@@ -88,7 +96,7 @@ def pair_lines(n: int = 48, *, swapped: bool = False, hostile: bool = False, see
         noun, other, plural = every[i // len(names)]
         name = names[i % len(names)]
         clean, counterfactual = (TEMPLATES[name].format(subject=noun[number], other=other) for number in (plural, not plural))
-        answer, opposite = (f" {VERBS[('singular', 'plural')[number]]}" for number in (plural != swapped, plural == swapped))
+        answer, opposite = (f" {VERBS[number]}" for number in (plural != swapped, plural == swapped))
         lines.append({
             "clean": clean, "counterfactual": counterfactual, "answer": answer, "counterfactual_answer": opposite,
             "spans": {"subject": noun[plural], "other": other}, "template": name,
@@ -96,13 +104,16 @@ def pair_lines(n: int = 48, *, swapped: bool = False, hostile: bool = False, see
     return lines
 
 
-def _sentences() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Per template, every sentence's ids and the id of its verb."""
+def _sentences(template: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Every sentence's ids, its verb's id, and the rows to train on."""
     at = {word: i for i, word in enumerate(WORDS)}
-    ids: list[torch.Tensor] = []
-    targets: list[torch.Tensor] = []
-    for template in TEMPLATES.values():
-        rows = [(noun[p], other, p) for noun in NOUNS for other in DISTRACTORS for p in (0, 1)]
-        ids.append(torch.tensor([[at[w] for w in template.format(subject=s, other=o).split()] for s, o, _ in rows]))
-        targets.append(torch.tensor([at[("is", "are")[p]] for _, _, p in rows]))
-    return ids, targets
+    rows = [(noun[plural], other, plural) for noun in NOUNS for other in DISTRACTORS for plural in (0, 1)]
+    ids = [[at[word] for word in template.format(subject=subject, other=other).split()] for subject, other, _ in rows]
+    verbs = [at[("is", "are")[plural]] for _, _, plural in rows]
+    shuffled = torch.randperm(len(rows), generator=torch.Generator().manual_seed(len(template)))
+    return torch.tensor(ids), torch.tensor(verbs), shuffled[: 3 * len(rows) // 4]
+
+
+def _right(model: LlamaForCausalLM, ids: torch.Tensor, verbs: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids, logits_to_keep=1).logits[:, -1].argmax(-1) == verbs

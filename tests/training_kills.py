@@ -17,7 +17,9 @@ import torch
 from mediant.training import checkpoint, loop
 from mediant.training.loop import LoopConfig, train
 
-CONFIG = LoopConfig(steps=7, lr=0.1, weight_decay=0.01, warmup=2, schedule="cosine", save_every=3, log_every=2, seed=4, grad_clip=0.5)
+CONFIG = LoopConfig(
+    steps=7, lr=0.1, weight_decay=0.01, warmup=2, schedule="cosine", save_every=3, log_every=2, seed=4, grad_clip=0.5
+)
 FILES = {loop.__file__, checkpoint.__file__}
 
 

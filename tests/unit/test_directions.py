@@ -14,9 +14,10 @@ import builders
 from mediant.core import Direction, Prompt, Site
 from mediant.core.errors import EditError, OutOfRange, RunError, SpanError, TaskError, UnknownName
 from mediant.interventions import edit, project_out, run, steer
+from mediant.search import directions
 from mediant.search.directions import activations_of, linear_probe, mean_difference, sweep_layers
 from mediant.search.export import export_steering
-from mediant.search.linear_rules import fit_logistic, fit_mean_difference
+from mediant.search.linear_rules import between_means, fit_logistic, fit_mean_difference
 
 ENTRY = Site("resid_pre", 0)
 FILLERS = ["the", "a", "and", "to", "store", "park", "gave", "drink", "ball", "said"]
@@ -121,6 +122,16 @@ def test_rounding_differences_are_no_direction(fit):
     assert rule.dose == 0.0
 
 
+@pytest.mark.parametrize("sign", [1.0, -2.0])
+def test_a_given_direction_is_turned_and_cut_at_the_class_means(sign):
+    x, y = np.array([[0.0, 9.0], [2.0, 0.0], [10.0, 4.0], [12.0, 1.0]]), np.array([False, False, True, True])
+    rule = between_means(sign * np.array([1.0, 0.0]), x, y)
+    assert rule.vector.tolist() == [abs(sign), 0.0]
+    assert rule.threshold == abs(sign) * 6.0
+    assert rule.dose == 10.0
+    assert rule(x).tolist() == y.tolist()
+
+
 # Activations.
 
 
@@ -198,8 +209,10 @@ def test_shuffled_labels_give_chance_even_where_the_real_ones_are_perfect():
     lm = builders.subject()
     found = mean_difference(lm, named(["Mary"], 40, seed=0), named(["John"], 40, seed=1), ENTRY, "name")
     assert found.accuracy.value == 1.0
-    assert found.shuffled_control.value == pytest.approx(0.5, abs=0.1)
-    assert found.shuffled_control.ci95[0] < 0.5 < found.shuffled_control.ci95[1]
+    low, high = found.shuffled_control.ci95
+    assert low < 0.5 < high
+    # The two words are two points, so true test labels would be called all right or all wrong, draw by draw.
+    assert high - low < 0.25
 
 
 def test_random_directions_do_worse_than_the_one_that_was_found():
@@ -224,17 +237,16 @@ def test_accuracy_is_of_items_that_were_not_fitted():
 
 
 def test_accuracy_weighs_both_classes_the_same():
-    """A threshold rule on unequal classes: the expected share is the mean of the two classes' own shares."""
-    lm = builders.subject()
-    positives, negatives = named(["Mary"], 60, seed=0), named(["John"], 12, seed=1)
-    site = Site("resid_post", 0)
-    found = mean_difference(lm, positives, negatives, site, "last", split=(0.5, 0.0, 0.5))
-    x = activations_of(lm, [*positives, *negatives], [site])[site]
-    assert found.accuracy.n == 36
-    assert found.direction.meta["n_fit"] == "36"
-    called = x @ found.direction.vector > found.threshold
-    assert 0 < called.mean() < 1
-    assert found.accuracy.value * 30 * 6 * 2 == pytest.approx(round(found.accuracy.value * 30 * 6 * 2), abs=1e-6)
+    """With 30 positives and 6 negatives held out, the plain share would hide what happens to the negatives."""
+    lm, site = builders.subject(), Site("resid_post", 0)
+    positives, negatives, split = named(["Mary"], 60, seed=0), named(["John"], 12, seed=1), (0.5, 0.0, 0.5)
+    found = mean_difference(lm, positives, negatives, site, "last", split=split)
+    test = directions._items(lm, positives, negatives, "last", "", split, None, 0).test
+    called = activations_of(lm, [*positives, *negatives], [site])[site] @ found.direction.vector > found.threshold
+    shares = called[test[test < 60]].mean(), (~called[test[test >= 60]]).mean()
+    assert len(test) == found.accuracy.n == 36
+    assert shares[0] != shares[1]
+    assert found.accuracy.value == pytest.approx(np.mean(shares))
     assert found.shuffled_control.value == pytest.approx(0.5, abs=0.15)
 
 
@@ -344,8 +356,6 @@ def test_a_layer_is_chosen_on_validation_items_and_reported_on_others(method):
 
 def test_test_items_have_no_say_in_the_choice(monkeypatch):
     """Whatever the test items hold, the sweep's validation accuracies and its choice stay the same."""
-    from mediant.search import directions
-
     lm = builders.subject()
     positives, negatives = named(["Mary", "Anna"], 40, seed=0), named(["John", "Tom"], 40, seed=1)
     honest = sweep_layers(lm, positives, negatives)

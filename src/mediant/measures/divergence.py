@@ -1,13 +1,18 @@
-"""How far an edited model's next-token distribution moves: KL divergence, and selectivity built on it."""
+"""How far an edited model's next-token distribution moves: KL divergence, and selectivity built on it.
+
+    untouched = record_texts(lm, ["The river froze in January.", ...])
+    disturbance(untouched, [zero("head_z.23.3", "all")])        # nats per token, one value per text
+
+Low is selective: the edit leaves unrelated text alone.
+"""
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mediant.interventions.edits import Edit
-from mediant.interventions.execute import run
+from mediant.interventions.replay import Recording, record, replay
 from mediant.subject import Subject
 
 
@@ -17,14 +22,15 @@ def kl(reference: Float[Tensor, "*n vocab"], edited: Float[Tensor, "*n vocab"]) 
     return (p.exp() * (p - q)).sum(-1).clamp(min=0)
 
 
-def selectivity(subject: Subject, texts: Sequence[str], edits: Sequence[Edit]) -> Float[Tensor, " text"]:
-    """Mean KL over each text's tokens between the untouched and the edited model (nats per token).
-
-    Low is selective: the edit leaves unrelated text alone.
-    """
+def record_texts(subject: Subject, texts: Sequence[str]) -> Recording:
+    """The untouched model on some texts, with logits at every token."""
     batch = subject.encode(list(texts))
-    with torch.no_grad():
-        before = run(subject, batch, keep=batch.n_cols).logits
-        after = run(subject, batch, edits, keep=batch.n_cols).logits
-    moved = kl(before, after) * batch.mask
+    return record(subject, batch, keep=batch.n_cols)
+
+
+def disturbance(untouched: Recording, edits: Sequence[Edit]) -> Float[Tensor, " text"]:
+    """Mean KL over each text's tokens between the untouched and the edited model (nats per token)."""
+    batch = untouched.batch
+    after = replay(untouched, edits, keep=batch.n_cols).logits
+    moved = kl(untouched.logits, after) * batch.mask
     return moved.sum(-1) / batch.mask.sum(-1)

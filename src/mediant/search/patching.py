@@ -38,20 +38,25 @@ FOLD_TOKENS = 768
 class Patcher:
     """A batch of pairs made ready for many patches: base recorded once, source captured once.
 
+    Sites named in `capture` are kept from the first source run; others cost one more when first asked for.
+
     Attributes:
         before, source: metric of the untouched base and source runs, one value per pair.
         outcome: the untouched base run's answers.
     """
 
-    def __init__(self, subject: Subject, pairs: PairBatch, *, by: str | Metric = "logit_diff") -> None:
+    def __init__(
+        self, subject: Subject, pairs: PairBatch, *, by: str | Metric = "logit_diff", capture: Sequence[Site] = ()
+    ) -> None:
         self.subject, self.pairs, self.metric = subject, pairs, metric(by)
         self._fork = int(pairs.first_difference.min())
         with torch.no_grad():
             self.base: Recording = record(subject, pairs.base, keep=pairs.keep)
-            source = branch(self.base, pairs.source, self._fork, keep=pairs.keep)
+            places = [(site, Span("all")) for site in capture]
+            source = branch(self.base, pairs.source, self._fork, capture=places, keep=pairs.keep)
         self.outcome = Outcome(pairs, self.base.logits)
         self.before, self.source = self.measured(self.outcome), self.measured(Outcome(pairs, source.logits))
-        self._captured: dict[Site, Activation] = {}
+        self._captured: dict[Site, Activation] = {site: source.captured[site, span] for site, span in places}
 
     @property
     def total(self) -> Array:

@@ -177,6 +177,7 @@ class _Run:
         self._check_finite("gradient's norm", norm, step)
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
+        self.optimizer.zero_grad()
         if self.config.logs(step):
             checkpoint.append(self.folder, LoggedStep(step, value, lr, norm))
         return value
@@ -185,7 +186,8 @@ class _Run:
         """Clipped gradients of these parameters and of no others; the norm before clipping."""
         values = list(self.parameters.values())
         for parameter, gradient in zip(values, torch.autograd.grad(loss, values, materialize_grads=True), strict=True):
-            parameter.grad = gradient
+            # A copy: parameters may share one gradient, and clipping works in place.
+            parameter.grad = gradient.clone()
         limit = math.inf if self.config.grad_clip is None else self.config.grad_clip
         return float(torch.nn.utils.clip_grad_norm_(values, limit))
 

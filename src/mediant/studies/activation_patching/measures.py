@@ -70,7 +70,7 @@ class Measuring:
             "random_heads_effect": drawn(effects["random"]),
             "layer_matched_heads_effect": drawn(effects["layer_matched"]),
             "all_heads_effect": mean(effects["all"][0]),
-            "strongest_head_effect": mean(effects["each"][0]),
+            "strongest_head_effect": mean(effects["strongest"][0]),
             "top_heads_share": estimate_ratio(effects["top"][0], total, clusters=clusters, seed=seed),
             "sufficiency_top10": estimate_ratio(restored["top"][0], restored["total"][0], clusters=clusters, seed=seed),
             "sufficiency_layer_matched": _share(restored["layer_matched"], restored["total"][0], clusters, seed),

@@ -18,7 +18,8 @@ from mediant.core.span import Span
 from mediant.interventions.attention import Rows, attending
 from mediant.interventions.edits import set_to
 from mediant.interventions.execute import run
-from mediant.measures.divergence import kl
+from mediant.interventions.replay import replay
+from mediant.measures.divergence import disturbance, record_texts
 from mediant.measures.intervals import Array
 from mediant.search.patching import Patcher
 from mediant.subject import Subject
@@ -29,8 +30,9 @@ Numbers = list[float]
 
 
 def patcher(subject: Subject, pairs: Sequence[Pair], by: str, direction: Direction = "noising") -> Patcher:
-    """A batch of pairs, run once clean and once counterfactual."""
-    return Patcher(subject, encode(subject, pairs, direction=direction), by=by)
+    """A batch of pairs, run once clean and once counterfactual, with every head's source values at hand."""
+    heads = [Site("head_z", layer) for layer in range(subject.shape.n_layers)]
+    return Patcher(subject, encode(subject, pairs, direction=direction), by=by, capture=heads)
 
 
 def baseline(ready: Patcher) -> dict[str, Numbers]:
@@ -90,18 +92,16 @@ def _matched(rng: Random, top: Sequence[Site], others: Sequence[Site]) -> list[S
 
 
 def confirm(ready: Patcher, sets: HeadSets) -> dict[str, list[Numbers]]:
-    """Joint effects of the head sets: set name -> (draw, pair)."""
-    return {
-        "top": [ready.joint(sets.top).tolist()],
-        "each": [ready.joint([site]).tolist() for site in sets.top],
+    """Joint effects of the head sets and all their controls: set name -> (draw, pair)."""
+    return against_layers(ready, sets) | {
+        "strongest": [ready.joint(sets.top[:1]).tolist()],
         "random": [ready.joint(chosen).tolist() for chosen in sets.random],
-        "layer_matched": [ready.joint(chosen).tolist() for chosen in sets.layer_matched],
         "all": [ready.joint(sets.every).tolist()],
     }
 
 
-def restore(ready: Patcher, sets: HeadSets) -> dict[str, list[Numbers]]:
-    """Denoising: clean values of the head sets written into the counterfactual run."""
+def against_layers(ready: Patcher, sets: HeadSets) -> dict[str, list[Numbers]]:
+    """Joint effects of the top heads and of other heads of the same layers: set name -> (draw, pair)."""
     return {
         "total": [ready.total.tolist()],
         "top": [ready.joint(sets.top).tolist()],
@@ -122,21 +122,22 @@ def attention_of(ready: Patcher, heads: Sequence[Site]) -> dict[str, list[Number
     }
 
 
-def disturbance(subject: Subject, texts: Sequence[str], sets: Sequence[Sequence[Site]]) -> list[Numbers]:
+def disturbed(subject: Subject, texts: Sequence[str], sets: Sequence[Sequence[Site]]) -> list[Numbers]:
     """KL (nats per token) on unrelated texts when each head set is mean-ablated: (set, text).
 
     The mean is taken over the tokens of these very texts, so that only what varies is removed.
     """
-    batch = subject.encode(list(texts))
-    layers = sorted({Site("head_z", site.layer) for heads in sets for site in heads})
+    layers = [
+        Site("head_z", layer) for layer in sorted({site.layer for heads in sets for site in heads if site.layer is not None})
+    ]
     with torch.no_grad():
-        seen = run(subject, batch, capture=[(site, "all") for site in layers], keep=batch.n_cols)
-        means = {site.layer: seen.captured[site, Span("all")].mean() for site in layers}
-        moved = []
-        for heads in sets:
-            edits = [set_to(site, "all", means[site.layer][site.head]) for site in heads]
-            after = run(subject, batch, edits, keep=batch.n_cols)
-            moved.append(((kl(seen.logits, after.logits) * batch.mask).sum(-1) / batch.mask.sum(-1)).double().tolist())
+        untouched = record_texts(subject, texts)
+        seen = replay(untouched, (), capture=[(site, "all") for site in layers]).captured
+        means = {site.layer: seen[site, Span("all")].mean() for site in layers}
+        moved = [
+            disturbance(untouched, [set_to(site, "all", means[site.layer][site.head]) for site in heads]).double().tolist()
+            for heads in sets
+        ]
     return moved
 
 

@@ -23,6 +23,7 @@ from mediant.studies.provenance import provenance
 from mediant.subject import Subject
 from mediant.tasks import plain_text
 
+Measurer = Callable[[Patcher, method.HeadSets], dict[str, list[method.Numbers]]]
 LIMITS = [
     "Effects are of replacing activations by those of one counterfactual prompt; another counterfactual asks another question.",
     "Heads are ranked one at a time, so parts that stand in for each other (back-ups) are missed; see `interplay`.",
@@ -74,8 +75,9 @@ class _Study:
         attention = self._map(
             "attention", self._batches("attended", self.data.shown[:1]), lambda r: {"weights": method.attention_of(r, sets.top)}
         )[0]
-        confirmed = self.confirm("confirm", self.data.confirm, sets)
-        heldout = self.confirm("heldout", self.data.heldout, sets)
+        confirmed = self.noising("confirm", self.data.confirm, method.confirm, sets)
+        confirmed["restored"] = self.denoising(self.data.confirm, sets)
+        heldout = self.noising("heldout", self.data.heldout, method.against_layers, sets)
         disturbed = self.disturb(sets)
         measures = Measuring(self.config, self.data).all(confirmed, heldout, disturbed)
         result = Result(
@@ -120,26 +122,25 @@ class _Study:
             for batch, layer in self._tracked(jobs, "mapping layers x positions")
         ]
 
-    def confirm(self, stage: str, pairs: Sequence[Pair], sets: method.HeadSets) -> Json:
-        """Joint effects of the head sets and their controls, and restoration from the counterfactual side."""
-        batches = self._batches(stage, pairs)
-        records = []
-        for batch in self._tracked(batches, f"{stage} ({len(pairs)} pairs)"):
-            forward = self._map(f"{stage}/noising", [batch], lambda r: method.baseline(r) | {"effects": method.confirm(r, sets)})[
-                0
-            ]
-            records.append(forward | {"restored": self._restored(stage, batch, sets)})
+    def noising(self, stage: str, pairs: Sequence[Pair], measure: Measurer, sets: method.HeadSets) -> Json:
+        """Counterfactual values into the clean run: joint effects of head sets; empty where there are no pairs."""
+        records = [
+            self._map(stage, [batch], lambda r: method.baseline(r) | {"effects": measure(r, sets)})[0]
+            for batch in self._tracked(self._batches(stage, pairs), f"{stage} ({len(pairs)} pairs)")
+        ]
         return _join(records)
 
-    def _restored(self, stage: str, batch: tuple[str, Sequence[Pair]], sets: method.HeadSets) -> Json:
-        key = f"{stage}/denoising/{batch[0]}"
+    def denoising(self, pairs: Sequence[Pair], sets: method.HeadSets) -> Json:
+        """Clean values into the counterfactual run: what the head sets restore."""
+        records = []
+        for name, batch in self._tracked(self._batches("restore", pairs), f"restore ({len(pairs)} pairs)"):
 
-        def compute() -> Json:
-            ready = method.patcher(self.subject, batch[1], self.data.metric, "denoising")
-            return {"effects": method.restore(ready, sets)}
+            def compute(part: Sequence[Pair] = batch) -> Json:
+                ready = method.patcher(self.subject, part, self.data.metric, "denoising")
+                return {"effects": method.against_layers(ready, sets)}
 
-        effects: Json = self._once(WorkItem(key, compute))["effects"]
-        return effects
+            records.append(self._once(WorkItem(f"restore/{name}", compute))["effects"])
+        return {part: method.per_pair([r[part] for r in records]) for part in records[0]}
 
     def disturb(self, sets: method.HeadSets) -> np.ndarray:
         """KL on unrelated text under mean ablation of the top heads and of three layer-matched sets."""
@@ -147,7 +148,7 @@ class _Study:
         size = max(1, self.config.batch_size)
         tested = [sets.top, *sets.layer_matched[:3]]
         items = [
-            WorkItem(f"texts/{i:04d}", lambda part=texts[i : i + size]: {"kl": method.disturbance(self.subject, part, tested)})  # type: ignore[misc]
+            WorkItem(f"texts/{i:04d}", lambda part=texts[i : i + size]: {"kl": method.disturbed(self.subject, part, tested)})  # type: ignore[misc]
             for i in range(0, len(texts), size)
         ]
         return method.per_pair([record["kl"] for record in self.engine.map(self.folder, items, title="unrelated text")])
@@ -178,8 +179,7 @@ def _join(records: Sequence[Json]) -> Json:
     if not records:
         return {}
     joined: Json = {name: np.concatenate([r[name] for r in records]) for name in ("before", "total", "preferred", "greedy")}
-    for part in ("effects", "restored"):
-        joined[part] = {name: method.per_pair([r[part][name] for r in records]) for name in records[0][part]}
+    joined["effects"] = {name: method.per_pair([r["effects"][name] for r in records]) for name in records[0]["effects"]}
     return joined
 
 

@@ -62,7 +62,13 @@ def _generated(config: Config, subject: Subject) -> Data:
     else:
         more = generate(config.n_map * 20, seed=config.seed + 1, single_token=subject.single_token)
         shown = aligned_group(subject, more.pairs)[: config.n_map]
-    return Data(main.name, main.description, config.metric or main.metric, shown, tuple(discovery), tuple(confirm), heldout.pairs)
+    metric = config.metric or main.metric
+    return Data(main.name, main.description, metric, shown, _alike(discovery), _alike(confirm), _alike(heldout.pairs))
+
+
+def _alike(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+    """Pairs of one wording next to each other: batches then have little padding and fork late."""
+    return tuple(sorted(pairs, key=lambda pair: (pair.template, len(pair.clean.text.split()), pair.id)))
 
 
 def _from_file(config: Config, task: Task, subject: Subject) -> Data:
@@ -87,7 +93,14 @@ def _from_file(config: Config, task: Task, subject: Subject) -> Data:
     discovery, confirm = rest[:n_discovery], rest[n_discovery : n_discovery + config.n]
     shown = aligned_group(subject, rest)[: config.n_map]
     return Data(
-        task.name, task.description, config.metric or task.metric, shown, tuple(discovery), tuple(confirm), tuple(heldout), reason
+        task.name,
+        task.description,
+        config.metric or task.metric,
+        shown,
+        _alike(discovery),
+        _alike(confirm),
+        _alike(heldout),
+        reason,
     )
 
 
