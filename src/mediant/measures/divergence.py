@@ -1,13 +1,13 @@
 """How far an edited model's next-token distribution moves: KL divergence, and selectivity built on it.
 
-    untouched = record_texts(lm, ["The river froze in January.", ...])
-    disturbance(untouched, [zero("head_z.23.3", "all")])        # nats per token, one value per text
+    selectivity(lm, ["The river froze in January.", ...], [zero("head_z.23.3", "all")])    # nats per token, one value per text
 
 Low is selective: the edit leaves unrelated text alone.
 """
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -34,3 +34,9 @@ def disturbance(untouched: Recording, edits: Sequence[Edit]) -> Float[Tensor, " 
     after = replay(untouched, edits, keep=batch.n_cols).logits
     moved = kl(untouched.logits, after) * batch.mask
     return moved.sum(-1) / batch.mask.sum(-1)
+
+
+def selectivity(subject: Subject, texts: Sequence[str], edits: Sequence[Edit]) -> Float[Tensor, " text"]:
+    """How much an edit disturbs unrelated texts (nats per token); for several edits, record the texts once."""
+    with torch.no_grad():
+        return disturbance(record_texts(subject, texts), edits)

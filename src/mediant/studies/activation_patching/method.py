@@ -134,11 +134,10 @@ def disturbed(subject: Subject, texts: Sequence[str], sets: Sequence[Sequence[Si
         untouched = record_texts(subject, texts)
         seen = replay(untouched, (), capture=[(site, "all") for site in layers]).captured
         means = {site.layer: seen[site, Span("all")].mean() for site in layers}
-        moved = [
+        return [
             disturbance(untouched, [set_to(site, "all", means[site.layer][site.head]) for site in heads]).double().tolist()
             for heads in sets
         ]
-    return moved
 
 
 def per_pair(tables: Sequence[Sequence[Numbers]]) -> Array:
