@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import trained
 
+import trained
 from mediant.cli import main
 
 # Batches smaller than the data, so that every stage has more than one work item.

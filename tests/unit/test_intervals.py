@@ -22,10 +22,10 @@ def normal_sample(n: int, seed: int, *, mean: float = 0.0) -> np.ndarray:
 def test_intervals_of_a_normal_mean_cover_it_as_often_as_they_say():
     rng = np.random.default_rng(1)
     covered = []
-    for seed in range(500):
-        low, high = estimate(rng.normal(loc=3.0, scale=2.0, size=60), seed=seed, draws=200).ci95
+    for seed in range(300):
+        low, high = estimate(rng.normal(loc=3.0, scale=2.0, size=60), seed=seed, draws=150).ci95
         covered.append(low <= 3.0 <= high)
-    assert 0.92 <= np.mean(covered) <= 0.97
+    assert 0.91 <= np.mean(covered) <= 0.975
 
 
 @pytest.mark.parametrize("n", [25, 400])

@@ -33,7 +33,7 @@ from mediant.subject.weights import ONE_FILE, check_folder, check_gguf, sha256_o
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Convert", "Progress", "cache_dir", "convert_gguf", "fetch", "is_fetched", "split_digits"]
+__all__ = ["Convert", "Progress", "cache_dir", "convert_gguf", "fetch", "is_fetched", "restore_digits", "split_digits"]
 
 Progress = Callable[[str], None]
 Convert = Callable[[Path, Path, str], None]
@@ -280,11 +280,16 @@ def convert_gguf(gguf: Path, folder: Path, dtype: str) -> None:
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    if _pre_tokenizer(gguf) == "smollm":
-        split_digits(tokenizer)
+    restore_digits(tokenizer, gguf)
     with redirect_stderr(io.StringIO()):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def restore_digits(tokenizer: "PreTrainedTokenizerBase", gguf: Path) -> None:
+    """Mend the tokenizer of a GGUF file that says it splits digits as SmolLM does."""
+    if _pre_tokenizer(gguf) == "smollm":
+        split_digits(tokenizer)
 
 
 def split_digits(tokenizer: "PreTrainedTokenizerBase") -> None:

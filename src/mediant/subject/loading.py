@@ -123,11 +123,18 @@ def _from_pretrained(
         config = AutoConfig.from_pretrained(source, **({"gguf_file": gguf_file} if gguf_file else {}))
         family_of(config.model_type)
         tokenizer = AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf_file} if gguf_file else {}))
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map=device_map, **extra)
+        if gguf_file:
+            fetch.restore_digits(tokenizer, Path(source) / gguf_file)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, device_map=device_map, output_loading_info=True, **extra
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise SubjectError(
             f"could not load {source!r}: {first[:300]} (expected a folder with config.json, safetensors and tokenizer files, "
             "a .gguf file, or a hub id with a hub in reach)"
         ) from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:5])
+        raise SubjectError(f"{source} lacks weights that {config.model_type} has: {missing}; they would be random numbers")
     return model, tokenizer

@@ -1,0 +1,451 @@
+"""Attention rows against the library's own weights, biased and cut edges against a softmax by hand, and a clean exit."""
+
+import pytest
+import torch
+from builders import BUILDERS, ioi_pair, prompt, subject, tokenizer
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaForCausalLM
+
+from mediant.core import AttentionEdge, Site, Span
+from mediant.core.errors import EditError, EditNeverFired, MediantError, OutOfRange, SubjectError, UnknownName
+from mediant.interventions import Where, add, edit, run
+from mediant.interventions.attention import Bias, Rows, attending, bias, cut
+from mediant.subject import Batch, Subject, wrap
+
+PROMPTS = [ioi_pair().clean, prompt("Tom went to the store and gave Mary", S2="and", IO="store"), prompt("Anna said ball drink", S2="said", IO="Anna")]
+every = pytest.mark.parametrize(("family", "attention"), [(f, a) for f in BUILDERS for a in ("sdpa", "eager")])
+implementations = pytest.mark.parametrize("attention", ["sdpa", "eager"])
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def lm() -> Subject:
+    return subject()
+
+
+@pytest.fixture
+def batch(lm) -> Batch:
+    return lm.encode(PROMPTS)
+
+
+def librarys_weights(family: str, batch: Batch) -> tuple[Tensor, ...]:
+    """Per layer (row, head, query, key), from transformers itself."""
+    model = subject(family, attention="eager").model
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long(), "position_ids": batch.position_ids}
+    return model(**inputs, output_attentions=True, use_cache=False).attentions
+
+
+def by_hand(weights: Tensor, changes: Tensor) -> Tensor:
+    """Softmax of logits to which `changes` were added, from the weights they gave before: (key) each."""
+    scaled = weights.double() * changes.double().exp()
+    return (scaled / scaled.sum()).float()
+
+
+def state(lm: Subject) -> tuple:
+    """Everything outside the context that it touches."""
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.model.modules())
+    names = (list(AttentionInterface._global_mapping), list(AttentionMaskInterface._global_mapping))
+    window = (lm.window.batch, lm.window.offset, lm.window.width)
+    return hooks, *names, lm.model.config._attn_implementation, lm.model.config._attn_implementation_internal, window
+
+
+# --- observing -----------------------------------------------------------------------------------------------
+
+
+@every
+@pytest.mark.parametrize("padding", ["left", "right", "none"])
+def test_observed_rows_are_the_librarys_attention_weights(family, attention, padding):
+    lm = subject(family, attention=attention)
+    batch = lm.encode(PROMPTS[0]) if padding == "none" else lm.encode(PROMPTS, side=padding)
+    asked = [Rows(0, "all"), Rows(2, "S2", (3, 1)), Rows(1, Span.index(-2), (0,)), Rows(2, "last")]
+    with attending(lm, rows=asked) as seen:
+        run(lm, batch)
+    truth = librarys_weights(family, batch)
+    for observed in seen.rows:
+        request = observed.request
+        rows, cols = batch.locate(Span.of(request.query))
+        heads = list(range(4)) if request.heads is None else list(request.heads)
+        expected = truth[request.layer][rows, :, cols][:, heads]
+        assert rows.tolist() == torch.cat(observed.rows).tolist()
+        assert cols.tolist() == torch.cat(observed.cols).tolist()
+        assert torch.allclose(expected, observed.weights, atol=1e-6)
+
+
+def test_rows_of_generated_tokens_are_those_of_the_whole_text(lm, batch):
+    asked = [Rows(1, "generated"), Rows(2, "all", (2,)), Rows(0, "last")]
+    with attending(lm, rows=asked) as seen:
+        tokens = lm.generate(batch, max_new_tokens=4, stop_at_eos=False)
+    width = batch.n_cols + 3
+    mask = torch.cat([batch.mask, torch.ones(3, 3, dtype=torch.bool)], 1)
+    whole = Batch(torch.cat([batch.ids, tokens[:, :3]], 1), mask, ({},) * 3, batch.start, (width,) * 3)
+    truth = librarys_weights("llama", whole)
+    for observed, count in zip(seen.rows, (9, 26 + 9, 3), strict=True):
+        rows, cols = torch.cat(observed.rows), torch.cat(observed.cols)
+        heads = list(range(4)) if observed.request.heads is None else list(observed.request.heads)
+        expected = truth[observed.request.layer][rows, :, cols][:, heads]
+        assert count == len(rows) == len({(r, c) for r, c in zip(rows.tolist(), cols.tolist(), strict=True)})
+        assert torch.allclose(expected[..., : observed.weights.shape[-1]], observed.weights, atol=1e-6)
+
+
+def test_only_the_rows_asked_for_are_stored(lm, batch):
+    with attending(lm, rows=[Rows(1, "S2", (2,)), Rows(0, "last")]) as seen:
+        run(lm, batch)
+        run(lm, batch)
+    assert [[(3, 1, 14)] * 2, [(3, 4, 14)] * 2] == [[tuple(p.shape) for p in o.parts] for o in seen.rows]
+    with attending(lm, rows=[Rows(1, "S2")]) as seen, pytest.raises(EditError, match="no attention row"):
+        _ = seen.rows[0].weights
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements any operation gave out."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.most = max([self.most, *(t.numel() for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, Tensor))])
+        return out
+
+
+def test_memory_grows_with_the_rows_asked_for_and_not_with_length_squared():
+    length = 2048
+    torch.manual_seed(0)
+    config = type(subject().model.config)(**subject().model.config.to_dict() | {"max_position_embeddings": length})
+    lm = wrap(LlamaForCausalLM(config), tokenizer())
+    batch = lm.encode("Mary and " + "Mary gave John a ball and " * 341)
+    assert batch.n_cols == length
+    changes = [bias(AttentionEdge(1, 2, "last", Span.slice(3, 6)), 3.0), cut(AttentionEdge(2, None, Span.index(700), Span.index(5)))]
+    with LargestTensor() as plain:
+        run(lm, batch)
+    with LargestTensor() as watched, attending(lm, changes, rows=[Rows(0, "last"), Rows(1, Span.slice(-3), (0, 1))]) as seen:
+        run(lm, batch)
+    assert [(1, 4, length), (3, 2, length)] == [tuple(o.weights.shape) for o in seen.rows]
+    assert watched.most <= max(plain.most, 4 * 4 * length) < length * length / 30
+
+
+# --- biasing and cutting -------------------------------------------------------------------------------------
+
+
+@every
+def test_a_biased_row_is_the_softmax_of_the_biased_logits_and_the_output_follows(family, attention):
+    lm = subject(family, attention=attention)
+    batch = lm.encode(PROMPTS)
+    truth = librarys_weights(family, batch)[1]
+    changes = [bias(AttentionEdge(1, 2, "last", "S2"), 3.0), bias(AttentionEdge(1, None, "last", "IO"), -1.5), bias(AttentionEdge(1, 0, "last", "all"), 2.0)]
+    z, v = Site("head_z", 1), Site("v", 1)
+    with attending(lm, changes, rows=[Rows(1, "last")]) as seen:
+        out = run(lm, batch, capture=[(z, Span("last")), (v, Span("all"))])
+    plain = run(lm, batch, capture=[(z, Span("all"))])
+    values = out.captured[v, Span("all")]
+    for row in range(3):
+        for head in range(4):
+            added = torch.zeros(batch.n_cols)
+            added[batch.columns(row, Span("S2"))] += 3.0 if head == 2 else 0.0
+            added[batch.columns(row, Span("IO"))] += -1.5
+            expected = by_hand(truth[row, head, batch.n_cols - 1], added)
+            assert torch.allclose(expected, seen.rows[0].weights[row, head], atol=1e-5)
+            mine = values.rows == row
+            carried = expected[values.cols[mine]] @ values.values[mine, head // lm.shape.group]
+            assert torch.allclose(carried, out.captured[z, Span("last")].values[row, head], atol=1e-5)
+    assert not torch.allclose(plain.last, out.last, atol=1e-3)
+    assert [(1, 3)] * 3 == [(f.forwards, f.tokens) for f in seen.firings()]
+
+
+@implementations
+def test_queries_and_heads_that_were_not_named_stay_as_they_were(attention):
+    lm = subject(attention=attention)
+    batch = lm.encode(PROMPTS)
+    z = (Site("head_z", 1), Span("all"))
+    before = run(lm, batch, capture=[z]).captured[z]
+    with attending(lm, [bias(AttentionEdge(1, 2, "S2", "IO"), 8.0), cut(AttentionEdge(1, 0, "last", "S2"))]):
+        after = run(lm, batch, capture=[z]).captured[z]
+    changed = {(r, c, h) for r, c, h in _changed(before, after)}
+    allowed = {(r, c, 2) for r in range(3) for c in batch.columns(r, Span("S2"))} | {(r, batch.n_cols - 1, 0) for r in range(3)}
+    assert changed <= allowed
+    assert {h for *_, h in changed} == {0, 2}
+
+
+def _changed(before, after) -> list[tuple[int, int, int]]:
+    differs = (before.values - after.values).abs().amax(-1) > 1e-5
+    return [(int(before.rows[n]), int(before.cols[n]), int(h)) for n, h in torch.nonzero(differs)]
+
+
+@every
+def test_a_cut_edge_has_weight_exactly_zero_and_the_rest_is_renormalised(family, attention):
+    lm = subject(family, attention=attention)
+    batch = lm.encode(PROMPTS)
+    truth = librarys_weights(family, batch)[2]
+    with attending(lm, [cut(AttentionEdge(2, 1, "last", Span.slice(0, 2)))], rows=[Rows(2, "last", (1,))]) as seen:
+        run(lm, batch)
+    for row in range(3):
+        keep = torch.ones(batch.n_cols)
+        keep[batch.columns(row, Span.slice(0, 2))] = 0
+        got, expected = seen.rows[0].weights[row, 0], truth[row, 1, -1] * keep
+        assert torch.equal(torch.zeros(2), got[batch.columns(row, Span.slice(0, 2))])
+        assert torch.allclose(expected / expected.sum(), got, atol=1e-6)
+
+
+@implementations
+def test_a_large_bias_takes_all_mass_and_cutting_the_others_does_the_same(attention):
+    lm = subject(attention=attention)
+    batch = lm.encode([PROMPTS[0]])
+    at = Span.index(9)
+    z, v = (Site("head_z", 1, 3), Span("last")), (Site("v", 1, 1), at)
+    others = [cut(AttentionEdge(1, 3, "last", Span.slice(0, 9))), cut(AttentionEdge(1, 3, "last", Span.slice(10)))]
+    for changes in ([bias(AttentionEdge(1, 3, "last", at), 1e4)], [bias(AttentionEdge(1, 3, "last", at), 1e30)], others):
+        with attending(lm, changes, rows=[Rows(1, "last", (3,))]) as seen:
+            found = run(lm, batch, capture=[z, v]).captured
+        assert torch.equal(torch.eye(14)[9], seen.rows[0].weights[0, 0])
+        assert torch.allclose(found[v].values, found[z].values, atol=1e-6)
+
+
+def test_a_bias_never_opens_a_key_that_the_mask_hides(lm):
+    batch = lm.encode(PROMPTS, side="right")
+    changes = [bias(AttentionEdge(1, None, "S2", "all"), 50.0), bias(AttentionEdge(1, 0, Span.index(1), "last"), 50.0), bias(AttentionEdge(1, 0, "last", "last"), 1.0)]
+    with attending(lm, changes[:1], rows=[Rows(1, "S2")]) as seen:
+        run(lm, batch)
+    for row, weights in enumerate(seen.rows[0].weights):
+        column = batch.columns(row, Span("S2"))[0]
+        assert float(weights[:, column + 1 :].abs().max()) == 0.0
+        assert torch.allclose(librarys_weights("llama", batch)[1][row, :, column], weights, atol=1e-5)
+    with pytest.raises(EditNeverFired, match=r"1 attention edit.*query=Span\('1:2'\)"), attending(lm, changes[1:]):
+        run(lm, batch)  # that key comes after the query
+
+
+HALF = "float16's mask value is not below half of float32's floor, so a hidden key is taken for an open one"
+
+
+@pytest.mark.parametrize(("dtype", "attention"), [
+    (torch.float32, "eager"), (torch.bfloat16, "eager"), (torch.bfloat16, "sdpa"), (torch.float16, "sdpa"),
+    pytest.param(torch.float16, "eager", marks=pytest.mark.xfail(strict=True, reason=HALF)),
+])  # fmt: skip
+def test_a_later_key_stays_closed_in_every_precision(dtype, attention):
+    lm = subject(dtype=dtype, attention=attention)
+    batch = lm.encode(PROMPTS)
+    with attending(lm, [bias(AttentionEdge(1, 0, Span.index(1), "last"), 1e5)], rows=[Rows(1, Span.index(1), (0,))]) as seen:
+        with pytest.raises(EditNeverFired), edit(lm, add("embed", "generated", torch.ones(32))):
+            run(lm, batch)
+        assert [0, 0] == [seen.firings()[0].tokens, int(seen.rows[0].weights[0, 0, 2:].count_nonzero())]
+        seen.forwards = 0
+
+
+FUTURE = "the mask's floor is finite, so a query whose every key is cut spreads over the keys the mask hides"
+
+
+@implementations
+@pytest.mark.xfail(strict=True, reason=FUTURE)
+@pytest.mark.parametrize("query", ["first", "S2", "last"])
+def test_a_query_needs_one_key(attention, query):
+    lm = subject(attention=attention)
+    texts = ["When Mary and John went to the store", "Tom went to the store"]
+    batch = lm.encode([prompt(texts[0], S2="went", part="Mary"), prompt(texts[1], S2="the", part=texts[1])])
+    key = "part" if query == "last" else "all"  # the second prompt, after padding, loses all of its keys
+    with pytest.raises(EditError, match="no key to attend to"), attending(
+        lm, [cut(AttentionEdge(1, 2, Span.index(0) if query == "first" else query, key))]
+    ):
+        run(lm, batch)
+
+
+@implementations
+def test_a_last_query_of_prompts_without_padding_needs_one_key(attention):
+    lm = subject(attention=attention)
+    before = state(lm)
+    with pytest.raises(EditError, match="no key to attend to"), attending(lm, [cut(AttentionEdge(1, 2, "last", "all"))]):
+        run(lm, lm.encode([PROMPTS[0]]))
+    assert before == state(lm)
+
+
+@pytest.mark.xfail(strict=True, reason="an infinite or undefined bias gives logits that are not numbers")
+@pytest.mark.parametrize("beta", [float("inf"), float("nan")])
+def test_a_bias_that_is_no_number_is_refused(lm, batch, beta):
+    with pytest.raises(MediantError), attending(lm, [bias(AttentionEdge(1, 2, "last", "S2"), beta)]):
+        run(lm, batch)
+
+
+# --- generation ----------------------------------------------------------------------------------------------
+
+
+def generated(lm: Subject, batch: Batch, changes: list[Bias], *, cached: bool = True, edits: tuple = ()) -> tuple[Tensor, Tensor, list]:
+    seen: list[Tensor] = []
+    handle = lm.model.register_forward_hook(lambda *all: seen.append(all[-1].logits[:, -1]))
+    try:
+        with edit(lm, *edits), attending(lm, changes) as active:
+            tokens = lm.generate(batch, max_new_tokens=5, use_cache=cached, stop_at_eos=False)
+    finally:
+        handle.remove()
+    return tokens, torch.stack(seen, 1), active.firings()
+
+
+CHANGES = {
+    "from the last token": [bias(AttentionEdge(1, None, "last", "IO"), 6.0)],
+    "from generated tokens": [bias(AttentionEdge(1, 2, "generated", "S2"), 6.0), cut(AttentionEdge(2, None, "generated", "last"))],
+    "from all tokens to the generated": [bias(AttentionEdge(1, None, "all", "generated"), 5.0)],
+    "at some steps": [bias(AttentionEdge(1, None, "generated", "IO"), 8.0, steps=(1, 3)), cut(AttentionEdge(0, 1, "all", "S2"), steps=(0,))],
+}
+
+
+@every
+@pytest.mark.parametrize("change", list(CHANGES))
+def test_biases_while_generating_are_the_same_with_a_cache_without_one_and_as_masks_by_hand(family, attention, change):
+    lm = subject(family, attention=attention)
+    batch = lm.encode(PROMPTS)
+    changes = CHANGES[change]
+    tokens, logits, firings = generated(lm, batch, changes)
+    slow_tokens, slow, _ = generated(lm, batch, changes, cached=False)
+    assert slow_tokens.tolist() == tokens.tolist()
+    assert torch.allclose(slow, logits, atol=1e-4)
+    whole, queries = torch.cat([batch.ids, tokens[:, :-1]], 1), []
+    expected = biased_by_hand(lm, batch, changes, whole, queries)
+    assert torch.allclose(expected, logits, atol=1e-4)
+    assert queries == [f.tokens for f in firings]
+    assert not torch.allclose(generated(lm, batch, [])[1], logits, atol=1e-3)
+
+
+def biased_by_hand(lm: Subject, batch: Batch, changes: list[Bias], whole: Tensor, queries: list[int]) -> Tensor:
+    """Logits of the last five columns with every edge's bias put into the layers' masks, in the library's eager attention."""
+    model, n = subject(lm.name.removeprefix("tiny-"), attention="eager").model, whole.shape[1]
+    mask = torch.cat([batch.mask, torch.ones(len(whole), n - batch.n_cols, dtype=torch.bool)], 1)
+    causal = torch.ones(n, n, dtype=torch.bool).tril() & mask[:, None] | torch.eye(n, dtype=torch.bool)
+    plain = torch.zeros(len(whole), 4, n, n).masked_fill(~causal[:, None], torch.finfo(torch.float32).min)
+    added = [torch.zeros(len(whole), 4, n, n) for _ in range(3)]
+    for one in changes:
+        total = 0
+        for row in range(len(whole)):
+            from_, to = (_columns(batch, row, s, n) for s in (one.edge.query, one.edge.key))
+            from_ = [c for c in from_ if one.steps is None or c - batch.n_cols in one.steps]
+            total += sum(any(k <= q for k in to) for q in from_)
+            for q in from_:
+                added[one.edge.layer][row, slice(None) if one.edge.head is None else one.edge.head, q, to] += max(one.beta, -1e30)
+        queries.append(total)
+    handles = [
+        layer.register_forward_pre_hook(lambda m, args, kwargs, a=a: _with_mask(args, kwargs, plain + a), with_kwargs=True)
+        for layer, a in zip(_attentions(model), added, strict=True)
+    ]
+    logits = model(whole, attention_mask=mask.long(), position_ids=(mask.long().cumsum(-1) - 1).clamp(min=0), logits_to_keep=5).logits
+    for handle in handles:
+        handle.remove()
+    return logits
+
+
+def _attentions(model: nn.Module) -> list[nn.Module]:
+    return [m for name, m in model.named_modules() if name.endswith((".attn", ".self_attn"))]
+
+
+def _with_mask(args: tuple, kwargs: dict, mask: Tensor) -> tuple[tuple, dict]:
+    return args, kwargs | {"attention_mask": mask.clamp(min=torch.finfo(torch.float32).min)}
+
+
+def _columns(batch: Batch, row: int, span: Span, n: int) -> list[int]:
+    return batch.columns(row, span) + (list(range(batch.n_cols, n)) if span.name in ("all", "generated") else [])
+
+
+def test_biases_work_together_with_edits_and_each_alone_differs(lm, batch):
+    changes, push = CHANGES["from the last token"], add("resid_post.0", "all", torch.linspace(-1, 1, 32), 4.0, Where(rows=(0, 1)))
+    both = generated(lm, batch, changes, edits=(push,))
+    assert both[0].tolist() == generated(lm, batch, changes, edits=(push,), cached=False)[0].tolist()
+    for other in (generated(lm, batch, changes), generated(lm, batch, [], edits=(push,))):
+        assert not torch.allclose(both[1], other[1], atol=1e-2)
+    assert torch.equal(both[1][2], generated(lm, batch, changes)[1][2])
+
+
+# --- a clean exit --------------------------------------------------------------------------------------------
+
+
+@implementations
+def test_the_context_leaves_no_name_no_hook_and_the_same_implementation(attention):
+    lm = subject(attention=attention)
+    batch = lm.encode(PROMPTS)
+    before, expected = state(lm), run(lm, batch).logits
+    one, other = bias(AttentionEdge(1, 2, "last", "S2"), 3.0), bias(AttentionEdge(1, 2, "last", "IO"), 2.0)
+    with attending(lm, [one], rows=[Rows(1, "last")]) as outer:
+        within = state(lm)
+        with attending(lm, [other], rows=[Rows(1, "last")]) as inner:
+            nested = run(lm, batch).logits
+            assert state(lm) != within
+        assert within == state(lm)
+        assert not torch.allclose(nested, run(lm, batch).logits, atol=1e-4)
+    assert before == state(lm)
+    with pytest.raises(ZeroDivisionError), attending(lm, [one]), attending(lm, [other]):
+        run(lm, batch)
+        raise ZeroDivisionError
+    handle = lm.layers[1].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), attending(lm, [one]):
+        lm.generate(batch, max_new_tokens=2)
+    handle.remove()
+    assert before == state(lm)
+    assert torch.equal(expected, run(lm, batch).logits)
+    assert ([(2, 6)], [(1, 3)]) == tuple([(f.forwards, f.tokens) for f in a.firings()] for a in (outer, inner))
+
+
+@implementations
+def test_nested_biases_in_different_layers_equal_one_context_with_both(attention):
+    lm = subject(attention=attention)
+    batch = lm.encode(PROMPTS)
+    one, other = bias(AttentionEdge(0, 2, "last", "S2"), 3.0), cut(AttentionEdge(2, None, "S2", "IO"))
+    other = bias(AttentionEdge(2, None, "last", "IO"), 4.0)
+    with attending(lm, [one, other]):
+        expected = run(lm, batch).logits
+    with attending(lm, [one]), attending(lm, [other]):
+        assert torch.allclose(expected, run(lm, batch).logits, atol=1e-6)
+    with attending(lm, [one]):
+        assert not torch.allclose(expected, run(lm, batch).logits, atol=1e-3)
+
+
+NESTED = "the inner context computes its row anew from plain logits, so the outer bias on that row is lost"
+
+
+@implementations
+@pytest.mark.xfail(strict=True, reason=NESTED)
+def test_nested_biases_on_one_row_add_up_as_in_one_context(attention):
+    lm = subject(attention=attention)
+    batch = lm.encode(PROMPTS)
+    one, other = bias(AttentionEdge(1, 2, "last", "S2"), 3.0), bias(AttentionEdge(1, 2, "last", "IO"), 4.0)
+    with attending(lm, [one, other], rows=[Rows(1, "last")]) as together:
+        expected = run(lm, batch).logits
+    with attending(lm, [one]), attending(lm, [other], rows=[Rows(1, "last")]) as inner:
+        got = run(lm, batch).logits
+    assert torch.allclose(expected, got, atol=1e-5)
+    assert torch.allclose(together.rows[0].weights, inner.rows[0].weights, atol=1e-5)
+
+
+@pytest.mark.parametrize(("make", "error", "says"), [
+    (lambda: AttentionEdge(3, 0, "last", "S2"), OutOfRange, "layers 0 to 2"),
+    (lambda: AttentionEdge(1, 4, "last", "S2"), OutOfRange, "query heads 0 to 3"),
+    (lambda: AttentionEdge(-1, 0, "last", "S2"), OutOfRange, "count from 0"),
+    (lambda: AttentionEdge(1, 0, "lst", "S2"), UnknownName, "did you mean 'last'"),
+    (lambda: AttentionEdge(1, 0, "last", "S3"), UnknownName, "did you mean 'S2'"),
+])  # fmt: skip
+def test_an_edge_that_does_not_exist_is_refused_and_leaves_nothing(lm, batch, make, error, says):
+    before = state(lm)
+    with pytest.raises(error, match=says), attending(lm, [bias(make(), 1.0)]):
+        run(lm, batch)
+    assert before == state(lm)
+
+
+def test_rows_that_do_not_exist_and_edits_that_never_fire_are_refused(lm, batch):
+    before = state(lm)
+    for rows in (Rows(3), Rows(0, "last", (4,)), Rows(0, "S3")):
+        with pytest.raises(MediantError), attending(lm, rows=[rows]):
+            run(lm, batch)
+    never = bias(AttentionEdge(1, 0, "generated", "S2"), 1.0)
+    with pytest.raises(EditNeverFired, match="1 attention edit"), attending(lm, [never, bias(AttentionEdge(1, 0, "last", "S2"), 1.0)]):
+        run(lm, batch)
+    with attending(lm, [never]):
+        pass
+    assert before == state(lm)
+
+
+def test_an_implementation_that_takes_no_masks_is_refused(lm):
+    before = lm.model.config._attn_implementation
+    try:
+        lm.model.config._attn_implementation = "flash_attention_2"
+        with pytest.raises(SubjectError, match="takes no masks"), attending(lm):
+            pass
+    finally:
+        lm.model.config._attn_implementation = before
