@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from builders import BUILDERS, ioi_pair, prompt, subject, tokenizer
 from torch import Tensor, nn
 
+from builders import BUILDERS, ioi_pair, prompt, subject, tokenizer
 from mediant.core import Site, Span
 from mediant.core.site import HEAD_KINDS, LAYERLESS_KINDS, SITE_KINDS
 from mediant.interventions import Activation, Where, add, edit, run, scale, set_to, swap, zero
@@ -114,7 +114,12 @@ def test_padding_on_either_side_changes_no_row(family, attention):
     lm = subject(family, attention=attention)
     prompts = [ioi_pair().clean, SHORT, MIDDLE]
     vector = torch.linspace(-1, 1, 32)
-    edits = [add("resid_post.0", "S2", vector, 3.0), scale("head_z.1.2", "IO", -2.0), zero("v.1.0", "end"), add("mlp_out.2", "last", vector)]
+    edits = [
+        add("resid_post.0", "S2", vector, 3.0),
+        scale("head_z.1.2", "IO", -2.0),
+        zero("v.1.0", "end"),
+        add("mlp_out.2", "last", vector),
+    ]
     for chosen in ([], edits):
         alone = [_reading(lm, lm.encode(p), chosen) for p in prompts]
         for side in ("left", "right"):
@@ -209,7 +214,10 @@ def test_writing_back_a_sites_own_values_changes_no_bit(family, attention):
 
 
 IMPLIED = {
-    **{site: ["final_resid"] for site in ("embed", "resid_pre.1", "resid_mid.0", "resid_mid.2", "resid_post.1", "resid_post.2", "final_resid")},
+    **{
+        site: ["final_resid"]
+        for site in ("embed", "resid_pre.1", "resid_mid.0", "resid_mid.2", "resid_post.1", "resid_post.2", "final_resid")
+    },
     "attn_in.1": ["q.1", "k.1", "v.1", "head_z.1", "attn_out.1"],
     "q.1 k.1 v.1": ["head_z.1", "head_result.1", "attn_out.1"],
     "head_z.1": ["attn_out.1"],
@@ -323,7 +331,15 @@ def test_the_last_layers_output_is_what_the_final_norm_reads_and_unembeds_to_the
 # --- placement -----------------------------------------------------------------------------------------------
 
 PARTS = {
-    "llama": ["model.embed_tokens", "model.rotary_emb", "model.layers.0", "model.layers.1", "model.layers.2", "model.norm", "lm_head"],
+    "llama": [
+        "model.embed_tokens",
+        "model.rotary_emb",
+        "model.layers.0",
+        "model.layers.1",
+        "model.layers.2",
+        "model.norm",
+        "lm_head",
+    ],
     "gpt2": ["transformer.wte", "transformer.wpe", "transformer.drop", "transformer.h", "transformer.ln_f", "lm_head"],
 }
 

@@ -5,9 +5,9 @@ from dataclasses import replace as changed_to
 
 import pytest
 import torch
-from builders import BUILDERS, pairs, subject, tokenizer
 from test_families import ALL, PARTS, clean_and_other, close, library_model, sites
 
+from builders import BUILDERS, pairs, subject, tokenizer
 from mediant.core import AttentionEdge, Site, Span
 from mediant.core.errors import EditError
 from mediant.interventions import Edit, Where, add, branch, noise, project_out, record, replay, run, scale, swap, zero
@@ -53,7 +53,10 @@ def test_a_replayed_swap_at_any_site_equals_the_full_run(family, attention, laye
         expected = run(lm, base, [swap(site, span, values)], capture=END, keep=2)
         got = replay(recording, [swap(site, span, values)], capture=END, keep=2)
         assert same(expected, got), f"{site} at {span}"
-        if (layer, site.kind) not in ((2, "k"), (2, "v")):  # these reach the last column through their one query, which may not look
+        if (layer, site.kind) not in (
+            (2, "k"),
+            (2, "v"),
+        ):  # these reach the last column through their one query, which may not look
             assert not close(untouched, got.logits, 1e-4) or span != Span("end"), f"{site} did nothing"
 
 

@@ -148,6 +148,15 @@ def test_without_a_template_to_hold_out_generality_is_null_with_a_reason(mediant
     assert "(the file names fewer than two templates, so none could be held out)" in shown
 
 
+@pytest.mark.xfail(strict=True, reason="the bootstrap of a single pair gives an interval without width, as if it were certain")
+def test_a_single_held_out_pair_has_no_interval(mediant: Mediant, arguments: Arguments, tmp_path: Path):
+    lines = trained.pair_lines(24)
+    file = trained.write_lines(tmp_path / "pairs.jsonl", [lines[1], *lines[0::3]])
+    assert mediant(*arguments(tmp_path / "run", task=file)).code == 0
+    measure = result_of(tmp_path / "run")["measures"]["generality_heldout_template"]
+    assert (measure["n"], measure["ci95"]) == (1, None)
+
+
 def test_two_runs_of_one_order_give_the_same_bytes(mediant: Mediant, arguments: Arguments, finished: Path, tmp_path: Path):
     assert mediant(*arguments(tmp_path / "again")).code == 0
     for name in ("result.json", "items.jsonl", "index.html", "manifest.json"):
@@ -173,12 +182,14 @@ def test_a_finished_run_resumed_is_not_computed_again(mediant: Mediant, argument
         assert (folder / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_a_run_ends_by_saying_its_measures_and_where_the_page_is(mediant: Mediant, arguments: Arguments, tmp_path: Path):
-    folder = tmp_path / "run"
-    called = mediant(*arguments(folder))
+def test_a_run_ends_by_saying_its_measures_and_where_the_page_is(
+    mediant: Mediant, arguments: Arguments, finished: Path, tmp_path: Path
+):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    called = mediant(*arguments(folder, "--resume"))
     lines = called.out.splitlines()
     assert [line.split()[0] for line in lines[: len(NAMED)]] == NAMED
-    assert lines[-1] == f"page: {folder / 'index.html'}"
+    assert lines[len(NAMED) :] == ["", f"page: {folder / 'index.html'}"]
     assert "ranking heads" in called.err
     accuracy = result_of(folder)["measures"]["accuracy"]
     assert lines[0].split()[1:] == [f"{accuracy['value']:+.4f}", "[+1.0000,", "+1.0000]", "n", "=", "20"]
@@ -211,12 +222,10 @@ def written(folder: Path, **measures: tuple[float | None, tuple[float, float] | 
 
 
 def test_compare_marks_the_intervals_that_do_not_overlap(mediant: Mediant, tmp_path: Path):
-    first = written(
-        tmp_path / "a", below=(1.0, (0.5, 1.5)), same=(1.0, (0.5, 1.5)), above=(9, (8, 10)), none=(None, None), only=(2, None)
-    )
-    second = written(
-        tmp_path / "b", below=(2.0, (1.6, 2.5)), same=(2.0, (1.5, 2.5)), above=(1, (0, 2)), none=(None, None), new=(3, (3, 3))
-    )
+    apart, both = {"below": (1.0, (0.5, 1.5)), "same": (1.0, (0.5, 1.5)), "above": (9.0, (8.0, 10.0))}, {"none": (None, None)}
+    first = written(tmp_path / "a", **apart, **both, only=(2.0, None))
+    apart = {"below": (2.0, (1.6, 2.5)), "same": (2.0, (1.5, 2.5)), "above": (1.0, (0.0, 2.0))}
+    second = written(tmp_path / "b", **apart, **both, new=(3.0, (3.0, 3.0)))
     called = mediant("compare", first, second)
     assert called.code == 0
     assert [line.split() for line in called.out.splitlines()] == [

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from builders import ioi_pair, prompt, subject
 
+from builders import ioi_pair, prompt, subject
 from mediant.core import Site, Span
 from mediant.interventions import Activation, Where, record, replay, run, set_to, swap
 
@@ -45,7 +45,9 @@ def written(value: Array, kind: str, layer: int, replace: Replace, seen: dict) -
     return value
 
 
-def blocks(x: Array, n_layers: int, attention: Callable, mlp: Callable, project: Callable, replace: Replace) -> tuple[Array, dict]:
+def blocks(
+    x: Array, n_layers: int, attention: Callable, mlp: Callable, project: Callable, replace: Replace
+) -> tuple[Array, dict]:
     """The residual stream after all layers, and every value on the way."""
     seen: dict = {}
     for layer in range(n_layers):
@@ -146,8 +148,8 @@ def test_the_untouched_forward_and_every_captured_value_equal_the_computation_by
 
 
 PATCHES = [
-    "head_z.0.0 4", "head_z.0.3 0", "head_z.1.1 6", "head_z.1.2 2", "head_z.2.0 7", "head_z.2.3 7", "resid_pre.1 2", "resid_mid.0 5",
-    "resid_mid.2 7", "attn_out.1 0", "mlp_out.0 3", "mlp_out.2 7", "resid_post.1 6", "resid_post.2 7",
+    "head_z.0.0 4", "head_z.0.3 0", "head_z.1.1 6", "head_z.1.2 2", "head_z.2.0 7", "head_z.2.3 7", "resid_pre.1 2",
+    "resid_mid.0 5", "resid_mid.2 7", "attn_out.1 0", "mlp_out.0 3", "mlp_out.2 7", "resid_post.1 6", "resid_post.2 7",
 ]  # fmt: skip
 
 
@@ -183,7 +185,9 @@ def test_two_heads_and_an_mlp_patched_together_equal_the_computation_by_hand(nam
     batch = lm.encode(PROMPTS)
     draw = np.random.default_rng(6)
     a, b, c = draw.normal(size=8), draw.normal(size=8), draw.normal(size=32)
-    expected, _ = forward(weights(name), batch.tokens_of(0), {("head_z", 0): (3, 2, a), ("head_z", 2): (13, 1, b), ("mlp_out", 1): (9, None, c)})
+    expected, _ = forward(
+        weights(name), batch.tokens_of(0), {("head_z", 0): (3, 2, a), ("head_z", 2): (13, 1, b), ("mlp_out", 1): (9, None, c)}
+    )
     edits = [
         set_to(site, Span.index(at), torch.from_numpy(v), Where(rows=(0,)))
         for site, at, v in (("head_z.0.2", 3, a), ("head_z.2.1", 13, b), ("mlp_out.1", 9, c))

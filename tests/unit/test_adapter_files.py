@@ -120,6 +120,7 @@ def test_cut_and_foreign_weights_are_refused(tmp_path: Path, lm: Subject) -> Non
         ({**tensors, "base_model.model.lm_head.weight": b.clone()}, "tensor 'base_model.model.lm_head.weight' .* is no factor"),
         ({**tensors, "base_model.model.embed.lora_embedding_A": a.clone()}, "lora_embedding_A' .* is no factor"),
         ({**tensors, first: a[0]}, r"shape \(32,\) is no factor"),
+        ({first: a[:2].clone(), second: b[:, :2].clone()}, r"shape \(2, 32\) and \(32, 2\) at .*q_proj do not have the rank r=4"),
         ({first: a[:2].clone(), second: b}, r"shape \(2, 32\) and \(32, 4\) at .*q_proj do not have the rank r=4"),
     ]
     for content, message in cases:

@@ -30,7 +30,11 @@ def test_narrower_errors_are_also_the_wider_kind():
 
 
 def test_the_closest_names_come_first_and_at_most_three():
-    assert nearest("resid_pst", ["zzz", "resid_pre", "resid_post", "resid_mid", "resid_past"]) == ["resid_post", "resid_past", "resid_pre"]
+    assert nearest("resid_pst", ["zzz", "resid_pre", "resid_post", "resid_mid", "resid_past"]) == [
+        "resid_post",
+        "resid_past",
+        "resid_pre",
+    ]
     assert nearest("resid_pst", ["resid_pre", "resid_post"], n=1) == ["resid_post"]
     assert nearest("qqq", ["resid_pre"]) == []
 
@@ -65,5 +69,5 @@ def test_every_public_name_of_the_core_can_be_imported():
 
 
 def test_importing_the_core_loads_no_heavy_library():
-    code = "import sys, mediant.core, mediant.core.site, mediant.core.errors; print({'numpy', 'torch', 'pydantic'} & set(sys.modules))"
+    code = "import sys, mediant.core.site, mediant.core.errors; print({'numpy', 'torch', 'pydantic'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -34,7 +34,11 @@ def test_every_span_is_checked_and_not_just_the_first():
 
 def test_locating_adds_spans_by_their_text_and_keeps_the_others():
     prompt = Prompt(TEXT, {"S2": (25, 29)}).locate(IO="Mary", verb="left")
-    assert {name: prompt.text[slice(*where)] for name, where in prompt.spans.items()} == {"S2": "John", "IO": "Mary", "verb": "left"}
+    assert {name: prompt.text[slice(*where)] for name, where in prompt.spans.items()} == {
+        "S2": "John",
+        "IO": "Mary",
+        "verb": "left",
+    }
     assert prompt.spans["IO"] == (5, 9)
     assert Prompt(TEXT).locate() == Prompt(TEXT)
 
@@ -62,7 +66,9 @@ def test_a_piece_that_does_not_occur_exactly_once_is_refused_with_its_count(piec
         find_once(TEXT, piece, "S")
 
 
-@pytest.mark.xfail(strict=True, reason="str.count sees no overlaps: 'ana' in 'banana' counts once, and the first of two places is taken")
+@pytest.mark.xfail(
+    strict=True, reason="str.count sees no overlaps: 'ana' in 'banana' counts once, and the first of two places is taken"
+)
 def test_a_piece_that_occurs_twice_with_an_overlap_is_refused():
     with pytest.raises(SpanError):
         find_once("banana", "ana", "x")

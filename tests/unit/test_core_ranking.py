@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mediant.core import Ranking, Scored, Site
@@ -92,7 +92,13 @@ def test_an_unknown_rule_is_named_with_its_neighbours():
         Ranking("head", [], rule="absolut")
 
 
-@given(entries=entries, rule=rules, unit=st.text(max_size=5), note=st.dictionaries(st.text(max_size=4), st.text(max_size=4), max_size=2))
+@settings(max_examples=40)
+@given(
+    entries=entries,
+    rule=rules,
+    unit=st.text(max_size=5),
+    note=st.dictionaries(st.text(max_size=4), st.text(max_size=4), max_size=2),
+)
 def test_a_saved_ranking_is_read_back_whole(tmp_path_factory, entries, rule, unit, note):
     path = tmp_path_factory.mktemp("rankings") / "ranking.json"
     ranking = Ranking(unit, entries, rule, "prob_diff", "by hand", note)

@@ -215,6 +215,22 @@ def test_shuffled_labels_give_chance_even_where_the_real_ones_are_perfect():
     assert high - low < 0.25
 
 
+def test_the_shuffled_control_fits_labels_that_say_nothing(monkeypatch):
+    given = []
+
+    def noted(x, y):
+        given.append(y.tolist())
+        return fit_mean_difference(x, y)
+
+    monkeypatch.setattr(directions, "fit_mean_difference", noted)
+    mean_difference(builders.subject(), named(["Mary"], 40, seed=0), named(["John"], 40, seed=1), ENTRY, "name")
+    true, *shuffled = given
+    assert len(shuffled) == directions.CONTROL_DRAWS
+    assert {sum(labels) for labels in given} == {30}
+    agreement = np.mean([np.mean(np.array(labels) == np.array(true)) for labels in shuffled])
+    assert agreement == pytest.approx(0.5, abs=0.06)
+
+
 def test_random_directions_do_worse_than_the_one_that_was_found():
     """One planted coordinate among 32: a random direction sees about 1 / sqrt(32) of the gap between the classes."""
     lm = builders.subject()
@@ -252,7 +268,7 @@ def test_accuracy_weighs_both_classes_the_same():
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_another_split():
     lm = builders.subject()
-    args = (lm, named(["Mary", "Anna"], 30, seed=0), named(["John", "Tom"], 30, seed=1), Site("resid_post", 2))
+    args = (lm, named(["Mary", "Anna"], 16, seed=0), named(["John", "Tom"], 16, seed=1), Site("resid_post", 2))
     first, again, other = (linear_probe(*args, seed=seed) for seed in (0, 0, 1))
     assert first.direction.vector.tobytes() == again.direction.vector.tobytes()
     assert (first.accuracy, first.random_control, first.shuffled_control) == (
@@ -291,9 +307,12 @@ def test_groups_stay_on_one_side_of_the_split():
     grouped = mean_difference(lm, positives, negatives, ENTRY, "name", groups=groups)
     assert loose.accuracy.value == 1.0
     assert grouped.accuracy.n == 20
-    # Two whole groups are tested, ten equal items each, so shares are whole or half.
-    assert grouped.accuracy.value in (0.0, 0.5, 1.0)
     assert grouped.direction.meta["n_fit"] == "60"
+    for seed in range(5):
+        items = directions._items(lm, positives, negatives, "name", "", directions.SPLIT, groups, seed)
+        parts = [{groups[i] for i in part} for part in (items.fit, items.validation, items.test)]
+        assert [len(part) for part in parts] == [4, 2, 2]
+        assert len(set.union(*parts)) == 8
 
 
 def test_pairs_that_share_a_group_are_tested_together():
@@ -473,6 +492,21 @@ def test_the_exported_script_steers_the_bare_model_bit_for_bit_alike(family, sit
         assert torch.equal(bare(lm, batch), expected)
     assert not torch.equal(expected, before)
     assert torch.equal(bare(lm, batch), before)
+
+
+def test_the_exported_hook_leaves_the_callers_tensor_alone(tmp_path):
+    lm = builders.subject()
+    hidden = torch.ones(1, 2, 32)
+    for site, module in (("final_resid", lm.model.model.norm), ("attn_out.1", lm.model.model.layers[1].self_attn)):
+        with attached(export_steering(lm, direction_at(lm, Site.parse(site)), tmp_path / site), lm.model):
+            (hook,) = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+            if site == "final_resid":
+                (moved,), _ = hook(module, (hidden,), {})
+            else:
+                moved, rest = hook(module, (), (hidden, "weights"))
+                assert rest == "weights"
+        assert not torch.equal(moved, hidden)
+        assert torch.equal(hidden, torch.ones(1, 2, 32))
 
 
 @pytest.mark.parametrize("site", ["resid_mid.1", "head_result.1.2"])

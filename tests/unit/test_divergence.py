@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from builders import WORDS, subject
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from builders import WORDS, subject
 from mediant.interventions import run, scale, zero
 from mediant.measures.divergence import kl, selectivity
 

@@ -28,6 +28,8 @@ def test_the_examples_of_a_module_give_what_they_show(name):
     assert runner.tries > 0, f"{name} has examples that no docstring holds"
 
 
-@pytest.mark.parametrize("part", ["core.site", "core.span", "core.edge", "core.pair", "core.ranking", "core.direction", "core.result", "core.errors"])
+@pytest.mark.parametrize(
+    "part", ["core.site", "core.span", "core.edge", "core.pair", "core.ranking", "core.direction", "core.result", "core.errors"]
+)
 def test_every_part_of_the_core_shows_an_example(part):
     assert f"mediant.{part}" in WITH_EXAMPLES

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from builders import pairs, subject
 from test_patching import SEVERAL, SINGLE, by_full_runs, columns
 
+from builders import pairs, subject
 from mediant.core import Pair, Prompt, Site, Span
 from mediant.core.errors import OutOfRange
 from mediant.interventions.execute import Firing
@@ -57,7 +57,7 @@ def test_the_interaction_is_what_is_left_of_the_total():
     assert found.interaction.tolist() == [-1.5, -0.5]
 
 
-SITES = [[Site("head_z", 1, 2)], [Site("mlp_out", 0)], [Site("resid_mid", 1)], [Site("head_z", 0), Site("mlp_out", 2)]]
+SITES = [[Site("head_z", 1, 2)], [Site("mlp_out", 0)], [Site("v", 1)], [Site("head_z", 0), Site("mlp_out", 2)]]
 
 
 @pytest.mark.parametrize("sites", SITES, ids=str)

@@ -6,15 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from builders import WORDS, ioi_pair, pairs, subject
 
+from builders import WORDS, ioi_pair, pairs, subject
 from mediant.core import Pair, Prompt, Span
 from mediant.core.errors import SpanError, TaskError, UnknownName
 from mediant.subject import Subject
 from mediant.tasks.encode import PairBatch, encode, span_prompt, token_columns
 
 EVERY = Span("all")
-TEXT, OTHER = "When Mary and John went to the store , John gave a drink to", "When Mary and John went to the store , Mary gave a drink to"
+TEXT, OTHER = (
+    "When Mary and John went to the store , John gave a drink to",
+    "When Mary and John went to the store , Mary gave a drink to",
+)
 SHORT = Pair("short", Prompt("Tom and Anna said Tom gave"), Prompt("Tom and Anna said Anna gave"), " Anna", " Tom")
 LONG = Pair("long", Prompt(TEXT), Prompt(OTHER), " Mary", " John")
 
@@ -41,14 +44,20 @@ def logprob(lm: Subject, prompt: str, answer: str) -> float:
 def kept(lm: Subject, encoded: PairBatch, which: str = "base") -> torch.Tensor:
     batch = getattr(encoded, which)
     with torch.no_grad():
-        return lm.model(batch.ids, attention_mask=batch.mask.long(), position_ids=batch.position_ids, logits_to_keep=encoded.keep).logits
+        return lm.model(
+            batch.ids, attention_mask=batch.mask.long(), position_ids=batch.position_ids, logits_to_keep=encoded.keep
+        ).logits
 
 
 def asking(pair: Pair, answer: str, other: str) -> Pair:
     return replace(pair, answer=answer, counterfactual_answer=other)
 
 
-MIXED = [asking(LONG, " Mary and Tom", " John"), asking(SHORT, " Anna", " Tom and"), asking(replace(LONG, id="l2"), " a drink", " the key")]
+MIXED = [
+    asking(LONG, " Mary and Tom", " John"),
+    asking(SHORT, " Anna", " Tom and"),
+    asking(replace(LONG, id="l2"), " a drink", " the key"),
+]
 
 
 @pytest.mark.parametrize("direction", ["noising", "denoising"])
@@ -76,7 +85,9 @@ def test_both_batches_have_the_same_columns_and_end_together():
 
 def test_prompts_of_unequal_length_are_refused_with_the_pair_and_both_counts():
     odd = Pair("odd-7", Prompt("Tom gave a drink"), Prompt("Tom gave a drink to Anna"), " to", " .")
-    with pytest.raises(TaskError, match=r"pair odd-7: the clean prompt has 4 tokens, the counterfactual 6; swaps need the same number"):
+    with pytest.raises(
+        TaskError, match=r"pair odd-7: the clean prompt has 4 tokens, the counterfactual 6; swaps need the same number"
+    ):
         encode(subject(), [LONG, odd])
     with pytest.raises(TaskError, match=r"the clean prompt has 4 tokens, the counterfactual 6"):
         encode(subject(), [odd], direction="denoising")
@@ -98,7 +109,9 @@ def test_answers_that_share_their_first_tokens_are_not_equal():
 
 @pytest.mark.parametrize(("answer", "other"), [("Mary", " John"), (" John", "Mary")])
 def test_an_answer_that_melts_into_the_prompt_is_refused_with_the_space_it_lacks(answer, other):
-    with pytest.raises(TaskError, match=r"pair long: answer 'Mary' is not a run of tokens .* did you mean ' Mary' \(with a leading space\)"):
+    with pytest.raises(
+        TaskError, match=r"pair long: answer 'Mary' is not a run of tokens .* did you mean ' Mary' \(with a leading space\)"
+    ):
         encode(subject(), [asking(LONG, answer, other)])
 
 
@@ -186,8 +199,11 @@ def test_greedy_decoding_is_right_only_when_every_token_of_the_answer_is_the_lik
     assert not {"</s>", "<pad>"} & set(" ".join(right).split())
     wrong = [" ".join([*answer.split(" ")[:-1], "near"]) for answer in right]
     items = [
-        asking(LONG, right[0], " key"), asking(SHORT, right[1], " key"), asking(LONG, wrong[0], right[0]), asking(SHORT, " near", right[1]),
-    ]  # fmt: skip
+        asking(LONG, right[0], " key"),
+        asking(SHORT, right[1], " key"),
+        asking(LONG, wrong[0], right[0]),
+        asking(SHORT, " near", right[1]),
+    ]
     encoded = encode(lm, items)
     assert encoded.greedy_right(kept(lm, encoded)).tolist() == [True, True, False, False]
 
@@ -242,6 +258,7 @@ def test_prompts_that_line_up_get_a_column_per_token_with_the_span_it_belongs_to
 
 def shifted(pair: Pair, words: str = "near the park , ") -> Pair:
     """The same pair behind some more words."""
+
     def moved(prompt: Prompt) -> Prompt:
         return Prompt(words + prompt.text, {n: (a + len(words), b + len(words)) for n, (a, b) in prompt.spans.items()})
 

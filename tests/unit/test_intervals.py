@@ -175,7 +175,9 @@ def test_a_ratio_with_a_part_that_is_not_finite_is_refused():
             estimate_ratio(top, bottom)
 
 
-@pytest.mark.xfail(strict=True, reason="neither lengths nor a mean of zero are checked: IndexError, wrong items, or inf with a numpy warning")
+@pytest.mark.xfail(
+    strict=True, reason="neither lengths nor a mean of zero are checked: IndexError, wrong items, or inf with a numpy warning"
+)
 @pytest.mark.parametrize("bottom", [[1.0], [1.0, 2.0, 3.0], [1.0, -1.0], [0.0, 0.0]])
 def test_a_ratio_that_has_no_value_is_refused(bottom):
     with pytest.raises(MediantError):

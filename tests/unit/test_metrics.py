@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from builders import WORDS, pairs, subject
 
+from builders import WORDS, pairs, subject
 from mediant.core import Site
 from mediant.core.errors import TaskError, UnknownName
 from mediant.measures import metrics
@@ -146,7 +146,7 @@ def test_an_unknown_metric_is_named_with_its_neighbours_and_how_to_give_ones_own
         metric("logit_dif")
 
 
-MINE = '''
+MINE = """
 from __future__ import annotations
 from dataclasses import dataclass
 
@@ -167,7 +167,7 @@ def every_token(outcome):
 
 def plain_list(outcome):
     return outcome.answer_logit.tolist()
-'''
+"""
 
 
 @pytest.fixture
@@ -210,7 +210,9 @@ def test_a_users_function_that_gives_no_number_per_pair_is_refused(mine, functio
         metric(f"{mine}:{function}")(outcome(single()))
 
 
-@pytest.mark.xfail(strict=True, reason="a function given as such is not checked; one number for all pairs is spread over them silently")
+@pytest.mark.xfail(
+    strict=True, reason="a function given as such is not checked; one number for all pairs is spread over them silently"
+)
 def test_a_function_given_as_such_is_checked_too():
     with pytest.raises(TaskError):
         patch(subject(), pairs(), at=Site("resid_post", 2), by=lambda o: o.answer_logit.mean())
@@ -234,7 +236,7 @@ def test_a_file_that_does_not_run_is_refused_with_why(tmp_path, source):
 def test_a_file_or_module_that_is_not_there_is_refused(tmp_path):
     (tmp_path / "folder.py").mkdir()
     for module in (tmp_path / "none.py", tmp_path / "folder.py"):
-        with pytest.raises(TaskError, match="could not be imported: .* is not a file"):
+        with pytest.raises(TaskError, match=r"could not be imported: .* is not a file"):
             metric(f"{module}:margin")
     for module in ("no_such_module_at_all", ""):
         with pytest.raises(TaskError, match="could not be imported"):

@@ -7,16 +7,16 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from builders import WORDS, ioi_pair, pairs, subject
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from builders import WORDS, pairs, subject
 from mediant.core import Pair, Prompt, Site, Span
 from mediant.core.errors import EditError, MediantError, OutOfRange, TaskError, UnknownName
 from mediant.interventions import Activation, run
 from mediant.interventions.edits import swap_at
 from mediant.measures.intervals import estimate
-from mediant.search import Patcher, neuron_effects, patch, patching, rank, ranking_of
+from mediant.search import Patcher, neuron_effects, patch, patching
 from mediant.subject import Subject
 from mediant.tasks.encode import encode
 
@@ -24,14 +24,38 @@ Array = np.ndarray
 EVERY = Span("all")
 POST = [Site("resid_post", layer) for layer in range(3)]
 SITES = [
-    *(Site(kind, 1) for kind in ("resid_pre", "resid_mid", "attn_in", "attn_out", "mlp_in", "mlp_post", "mlp_out", "q", "k", "v", "head_z")),
-    Site("resid_post", 2), Site("final_resid"), Site("head_z", 0, 3), Site("head_z", 2, 0), Site("head_result", 1, 2), Site("head_result", 2),
-    Site("q", 1, 3), Site("k", 0, 1), Site("v", 1, 0), Site("mlp_out", 0), Site("resid_pre", 0), Site("resid_post", 0),
-]  # fmt: skip
+    Site.parse(name)
+    for name in [
+        "resid_pre.1",
+        "resid_mid.1",
+        "attn_in.1",
+        "attn_out.1",
+        "mlp_in.1",
+        "mlp_post.1",
+        "mlp_out.1",
+        "q.1",
+        "k.1",
+        "v.1",
+        "head_z.1",
+        "resid_post.2",
+        "final_resid",
+        "head_z.0.3",
+        "head_z.2.0",
+        "head_result.1.2",
+        "head_result.2",
+        "q.1.3",
+        "k.0.1",
+        "v.1.0",
+        "mlp_out.0",
+        "resid_pre.0",
+        "resid_post.0",
+    ]
+]
 
 
 def shifted(pair: Pair, words: str = "near the park , ") -> Pair:
     """The same pair behind some more words."""
+
     def moved(prompt: Prompt) -> Prompt:
         return Prompt(words + prompt.text, {n: (a + len(words), b + len(words)) for n, (a, b) in prompt.spans.items()})
 
@@ -57,41 +81,55 @@ def columns(pair: Pair, span: Span) -> list[int]:
     return list(range(len(words)))[span.start : span.stop]
 
 
-def values(lm: Subject, text: str, sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
-    captured = run(lm, lm.encode(text), capture=[(site, EVERY) for site in sites]).captured
-    return {site: captured[site, EVERY].values for site in sites}
-
-
-def logprob(lm: Subject, text: str, answer: str, new: dict[Site, torch.Tensor], at: list[int]) -> float:
-    """Log-probability of an answer after one prompt alone, in a full forward with new values at some columns."""
-    words = answer.split()
-    batch = lm.encode(" ".join([text, *words[:-1]]))
-    edits = [swap_at(s, EVERY, Activation(v[at], torch.zeros(len(at), dtype=torch.long), torch.tensor(at))) for s, v in new.items()]
-    logp = run(lm, batch, edits, keep=len(words)).logits[0].double().log_softmax(-1)
-    return sum(float(logp[i, WORDS.index(word)]) for i, word in enumerate(words))
+@cache
+@torch.no_grad()
+def value(lm: Subject, text: str, site: Site) -> torch.Tensor:
+    """What a site holds at every word of one prompt."""
+    return run(lm, lm.encode(text), capture=[(site, EVERY)]).captured[site, EVERY].values
 
 
 @torch.no_grad()
+def answer_scores(lm: Subject, text: str, answers: Sequence[str], new: dict[Site, torch.Tensor], at: list[int]) -> list[float]:
+    """Log-probability of answers after one prompt alone, in full forwards with new values at some columns."""
+    edits = [
+        swap_at(s, EVERY, Activation(v[at], torch.zeros(len(at), dtype=torch.long), torch.tensor(at))) for s, v in new.items()
+    ]
+    starts = {answer: " ".join([text, *answer.split()[:-1]]) for answer in answers}
+    most = max(len(answer.split()) for answer in answers)
+    logp = {start: run(lm, lm.encode(start), edits, keep=most).logits[0].double().log_softmax(-1) for start in {*starts.values()}}
+    return [
+        sum(float(row[WORDS.index(word)]) for row, word in zip(logp[starts[a]][-len(a.split()) :], a.split(), strict=True))
+        for a in answers
+    ]
+
+
+@cache
+def untouched(lm: Subject, text: str, answer: str, other: str) -> float:
+    """log p(answer) - log p(counterfactual answer) after one prompt alone."""
+    ours, theirs = answer_scores(lm, text, [answer, other], {}, [])
+    return ours - theirs
+
+
 def by_full_runs(
     lm: Subject, pair: Pair, sites: Sequence[Site], at: list[int], direction: str = "noising", neuron: int | None = None
 ) -> float:
     """Change of log p(answer) - log p(counterfactual answer) when sites take their values from the other prompt."""
     texts = [pair.clean.text, pair.counterfactual.text]
     base, source = texts if direction == "noising" else texts[::-1]
-    new = values(lm, source, sites)
+    new = {site: value(lm, source, site) for site in sites}
     if neuron is not None:
-        old = values(lm, base, sites)
-        for site, value in new.items():
-            old[site][:, neuron] = value[:, neuron]
-        new = old
-    sign = {pair.answer: 1, pair.counterfactual_answer: -1}
-    return sum(s * (logprob(lm, base, answer, new, at) - logprob(lm, base, answer, {}, at)) for answer, s in sign.items())
+        others = torch.arange(lm.shape.d_mlp) != neuron
+        new = {site: torch.where(others, value(lm, base, site), found) for site, found in new.items()}
+    ours, theirs = answer_scores(lm, base, [pair.answer, pair.counterfactual_answer], new, at)
+    return ours - theirs - untouched(lm, base, pair.answer, pair.counterfactual_answer)
 
 
 @cache
 def ready(family: str = "llama", several: bool = False, direction: str = "noising") -> Patcher:
     lm = subject(family)
-    return Patcher(lm, encode(lm, SEVERAL if several else SINGLE, direction=direction), by="logprob_diff" if several else "logit_diff")
+    return Patcher(
+        lm, encode(lm, SEVERAL if several else SINGLE, direction=direction), by="logprob_diff" if several else "logit_diff"
+    )
 
 
 @pytest.mark.parametrize("direction", ["noising", "denoising"])
@@ -99,7 +137,7 @@ def ready(family: str = "llama", several: bool = False, direction: str = "noisin
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_grid_equals_full_runs_of_one_site_span_and_prompt_at_a_time(family, several, direction):
     lm, items = subject(family), SEVERAL if several else SINGLE
-    spans = [Span("S2"), Span.slice(-4, -1)] if direction == "noising" else [EVERY]
+    spans = [Span("S2"), Span.slice(-4)] if direction == "noising" else [EVERY]
     sites = SITES if direction == "noising" else SITES[::3]
     found = ready(family, several, direction).grid(sites, spans)
     assert found.shape == (len(sites), len(spans), 3)
@@ -132,11 +170,7 @@ def test_before_and_source_are_the_two_untouched_runs(several, direction):
     patcher = ready("llama", several, direction)
     for found, noised in ((patcher.before, "noising"), (patcher.source, "denoising")):
         texts = [pair.clean.text if noised == direction else pair.counterfactual.text for pair in items]
-        with torch.no_grad():
-            expected = [
-                logprob(lm, text, pair.answer, {}, []) - logprob(lm, text, pair.counterfactual_answer, {}, [])
-                for text, pair in zip(texts, items, strict=True)
-            ]
+        expected = [untouched(lm, text, pair.answer, pair.counterfactual_answer) for text, pair in zip(texts, items, strict=True)]
         assert np.allclose(found, expected, atol=1e-5)
     assert np.array_equal(patcher.total, patcher.source - patcher.before)
     assert torch.equal(patcher.outcome.kept, patcher.base.logits)
@@ -171,8 +205,12 @@ def test_what_stands_before_the_first_difference_has_exactly_no_effect_and_costs
 
 
 def test_pairs_that_differ_later_than_others_keep_their_own_first_difference():
-    late = Pair("late", Prompt("Tom and Anna said John gave a key to"), Prompt("Tom and Anna said John gave a key ,"), " Anna", " Tom")
-    early = Pair("early", Prompt("Tom and Anna said John gave a key to"), Prompt("Mary and Anna said John gave a key to"), " Anna", " Tom")
+    late = Pair(
+        "late", Prompt("Tom and Anna said John gave a key to"), Prompt("Tom and Anna said John gave a key ,"), " Anna", " Tom"
+    )
+    early = Pair(
+        "early", Prompt("Tom and Anna said John gave a key to"), Prompt("Mary and Anna said John gave a key to"), " Anna", " Tom"
+    )
     lm = subject()
     found = Patcher(lm, encode(lm, [late, early])).grid(POST, [Span.index(0), Span.index(-1)])
     assert np.array_equal(found[:, 0, 0], np.zeros(3))
@@ -322,8 +360,16 @@ def test_pairs_of_several_templates_are_resampled_by_template():
 REFUSALS = {
     "a span": ({"span": "S3"}, UnknownName, r"unknown span 'S3'; did you mean 'S2'\?"),
     "an index": ({"span": Span.index(40)}, MediantError, "span 40:41 selects none of the 14 tokens"),
-    "a layer": ({"at": Site("resid_post", 3)}, OutOfRange, "layer 3 of 'resid_post.3' does not exist: this model has layers 0 to 2"),
-    "a head": ({"at": Site("head_z", 1, 4)}, OutOfRange, "head 4 of 'head_z.1.4' does not exist: this model has query heads 0 to 3"),
+    "a layer": (
+        {"at": Site("resid_post", 3)},
+        OutOfRange,
+        "layer 3 of 'resid_post.3' does not exist: this model has layers 0 to 2",
+    ),
+    "a head": (
+        {"at": Site("head_z", 1, 4)},
+        OutOfRange,
+        "head 4 of 'head_z.1.4' does not exist: this model has query heads 0 to 3",
+    ),
     "a key head": ({"at": [Site("k", 1, 2)]}, OutOfRange, "this model has key/value heads 0 to 1"),
     "a metric": ({"by": "logit_dif"}, UnknownName, "unknown metric 'logit_dif'; did you mean 'logit_diff'"),
     "no pairs": ({"pairs": []}, TaskError, "no pairs to encode"),
@@ -341,65 +387,3 @@ def test_what_does_not_exist_here_is_refused_with_what_does(what):
     if "at" in change:
         with pytest.raises(kind, match=message):
             ready().grid([Site("resid_post", 0), *np.atleast_1d(change["at"]).tolist()], [EVERY])
-
-
-def test_a_ranking_orders_sites_by_their_mean_effect_with_interval_and_number():
-    sites = [Site("head_z", 0, h) for h in range(3)]
-    table = np.array([[1.0, 2.0, 3.0], [-5.0, -4.0, -3.0], [0.0, 0.5, -0.5]])
-    ranking = ranking_of(sites, table, pairs()[:3], method="by hand", seed=4)
-    assert [(s.mediator, s.score, s.n) for s in ranking] == [("head_z.0.1", -4.0, 3), ("head_z.0.0", 2.0, 3), ("head_z.0.2", 0.0, 3)]
-    assert (ranking.unit, ranking.metric, ranking.method, ranking.rule) == ("head", "logit_diff", "by hand", "absolute")
-    assert ranking.entries[1].ci95 == estimate(table[0], seed=4, draws=500).ci95
-
-
-@pytest.mark.parametrize(
-    ("sites", "unit"), [(POST[:2], "resid_post"), ([POST[0], Site("mlp_out", 0)], "site"), ([Site("head_z", 0), Site("head_z", 1)], "head")]
-)
-def test_a_ranking_is_of_the_kind_its_sites_share(sites, unit):
-    assert ranking_of(sites, np.eye(2), pairs()[:2], method="m").unit == unit
-
-
-def test_a_ranking_names_its_metric_and_resamples_templates():
-    items = [replace(ioi_pair(), id=str(i), template=f"t{i // 2}") for i in range(12)]
-    table = np.repeat(np.arange(6.0), 2)[None]
-    ranking = ranking_of([POST[0]], table, items, method="m", by=np.mean)
-    assert ranking.metric == "mean"
-    assert ranking_of([POST[0]], table, items, method="m", by="prob_diff").metric == "prob_diff"
-    assert ranking.entries[0].ci95 == estimate(table[0], clusters=[p.template for p in items], draws=500).ci95
-    assert ranking.entries[0].ci95 != estimate(table[0], draws=500).ci95
-
-
-def test_a_ranking_needs_a_row_of_effects_per_site():
-    with pytest.raises(ValueError, match="shorter"):
-        ranking_of(POST, np.eye(2), pairs()[:2], method="m")
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_ranking_does_not_depend_on_how_pairs_are_batched(batch_size):
-    lm, items, heads = subject(), [*pairs(), shifted(pairs()[0])], subject().heads()
-    found = rank(lm, items, heads, span="S2", batch_size=batch_size, seed=2)
-    table = Patcher(lm, encode(lm, items)).grid(heads, [Span("S2")])[:, 0]
-    expected = ranking_of(heads, table, items, method="activation patching, noising", seed=2)
-    assert [s.mediator for s in found] == [s.mediator for s in expected]
-    assert np.allclose([s.score for s in found], [s.score for s in expected], atol=1e-5)
-    assert np.allclose([s.ci95 for s in found], [s.ci95 for s in expected], atol=1e-5)
-    assert ({s.n for s in found}, found.method) == ({5}, "activation patching, noising")
-
-
-def test_ranking_takes_direction_metric_and_span():
-    lm = subject()
-    found = rank(lm, pairs(), POST, span="last", by="prob_diff", direction="denoising")
-    table = Patcher(lm, encode(lm, pairs(), direction="denoising"), by="prob_diff").grid(POST, [Span("last")])[:, 0]
-    assert {s.mediator: round(s.score, 5) for s in found} == {str(site): round(v.mean(), 5) for site, v in zip(POST, table, strict=True)}
-    assert (found.metric, found.method) == ("prob_diff", "activation patching, denoising")
-
-
-def test_ranking_needs_sites():
-    with pytest.raises(OutOfRange, match="nothing to rank: no sites were given"):
-        rank(subject(), pairs(), [])
-
-
-@pytest.mark.xfail(strict=True, reason="without pairs no batch is encoded, and numpy's concatenate raises a bare ValueError")
-def test_ranking_needs_pairs():
-    with pytest.raises(TaskError):
-        rank(subject(), [], POST)

@@ -94,7 +94,10 @@ def test_training_leaves_the_model_as_it_was(lm: Subject, tmp_path: Path) -> Non
     fixed = lm.model.get_input_embeddings().weight.requires_grad_(False)
     flags = [parameter.requires_grad for parameter in lm.model.parameters()]
     try:
-        train_adapter(lm, Adapter.create(lm), PAIRS, SHORT, tmp_path)
+        frozen: list[bool] = []
+        note = lambda _, __: frozen.append(not any(parameter.requires_grad for parameter in lm.model.parameters()))  # noqa: E731
+        train_adapter(lm, Adapter.create(lm), PAIRS, SHORT, tmp_path, progress=note)
+        assert frozen == [True] * 5
         assert flags == [parameter.requires_grad for parameter in lm.model.parameters()]
     finally:
         fixed.requires_grad_()
