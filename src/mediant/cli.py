@@ -21,7 +21,9 @@ from mediant.core.errors import MediantError
 from mediant.studies.catalogue import DEFAULT_PRESET, StudyCard, studies, study
 
 app = App(
-    name="mediant", help="Find the parts of a generative model that carry a behaviour, and prove by intervention that they do."
+    name="mediant",
+    help="Find the parts of a generative model that carry a behaviour, and prove by intervention that they do.",
+    suppress_keyboard_interrupt=False,
 )
 run_app = App(name="run", help="Run a study.")
 models_app = App(name="models", help="Models that come with the package.")
@@ -257,6 +259,8 @@ def doctor() -> None:
 
 
 def _quiet_libraries() -> None:
+    # Threads that spin while they wait make a shared machine many times slower; this must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -1,5 +1,6 @@
 """Run folders keep every finished item whole, once, and refuse what they cannot go on with; engines do nothing twice."""
 
+import contextlib
 import errno
 import json
 import os
@@ -53,9 +54,18 @@ def test_a_key_is_stored_once(folder: RunFolder):
     assert stored(folder) == [{"key": "a", "x": 1}]
 
 
+@pytest.mark.xfail(strict=True, reason="nothing keeps two resumed runs apart, and a key stored twice makes the folder unusable")
+def test_two_that_fill_one_folder_at_once_do_not_spoil_it(folder: RunFolder):
+    other = RunFolder.open(folder.path, MANIFEST, resume=True)
+    folder.append("a", {"x": 1})
+    with contextlib.suppress(RunError):
+        other.append("a", {"x": 1})
+    assert stored(folder) == [{"key": "a", "x": 1}]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_number_that_is_not_finite_never_reaches_the_disk(folder: RunFolder, value: float):
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(RunError, match="item 'a' holds numbers that are not finite"):
         folder.append("a", {"x": [1.0, value]})
     assert (stored(folder), folder.done) == ([], {})
 

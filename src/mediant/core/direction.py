@@ -10,13 +10,14 @@ safetensors: plain transformers code can read the vector and add it (docs/how-to
 """
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from mediant.core.errors import EditError, RunError
+from mediant.core.errors import EditError, MediantError, RunError
 from mediant.core.site import Site
 
 
@@ -52,8 +53,9 @@ class Direction:
         """Write one safetensors file: tensor `vector`, and the rest as its metadata."""
         from safetensors.numpy import save_file
 
-        metadata = {"site": str(self.site), "norm": repr(self.norm), "name": self.name, "meta": json.dumps(self.meta)}
-        save_file({"vector": self.vector}, str(path), metadata)
+        # One key only: safetensors writes several in random order, and equal directions should be equal files.
+        fields = {"site": str(self.site), "norm": self.norm, "name": self.name, "meta": self.meta}
+        save_file({"vector": self.vector}, str(path), {"direction": json.dumps(fields, sort_keys=True)})
 
     @classmethod
     def load(cls, path: Path | str) -> "Direction":
@@ -62,13 +64,17 @@ class Direction:
 
         try:
             with safe_open(str(path), framework="numpy") as file:
-                meta = file.metadata()
-                return cls(
-                    file.get_tensor("vector"),
-                    Site.parse(meta["site"]),
-                    float(meta["norm"]),
-                    meta["name"],
-                    json.loads(meta["meta"]),
-                )
-        except (OSError, SafetensorError, KeyError, TypeError) as error:
+                fields, vector = json.loads(file.metadata()["direction"]), file.get_tensor("vector")
+            found = cls(vector, Site.parse(fields["site"]), float(fields["norm"]), str(fields["name"]), dict(fields["meta"]))
+            found.check()
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, MediantError) as error:
             raise RunError(f"{path} is not a saved direction: {error}") from error
+        return found
+
+    def check(self) -> None:
+        """Raise `EditError` unless the vector is a float32 unit vector and the norm a positive number."""
+        unit = self.vector.ndim == 1 and self.vector.dtype == np.float32 and abs(float(np.linalg.norm(self.vector)) - 1) < 1e-3
+        if not unit or not (math.isfinite(self.norm) and self.norm > 0):
+            raise EditError(
+                f"expected a float32 unit vector and a positive norm, got {self.vector.dtype} {self.vector.shape}, {self.norm}"
+            )

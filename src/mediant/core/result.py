@@ -10,7 +10,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mediant.core.errors import RunError
 
@@ -71,5 +71,5 @@ class Result(BaseModel):
         """Read and validate a `result.json`."""
         try:
             return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"{path} is not a result of this version: {error}") from error

@@ -36,7 +36,7 @@ KEY_VALUE_KINDS = frozenset({"k", "v"})
 LAYERLESS_KINDS = frozenset({"embed", "final_resid"})
 
 
-@dataclass(frozen=True, order=True, repr=False)
+@dataclass(frozen=True, repr=False)
 class Site:
     """A place in a model: kind, layer (from 0) and, for per-head kinds, the head (from 0).
 
@@ -67,10 +67,17 @@ class Site:
     def parse(cls, text: str) -> "Site":
         """Read the form that `str(site)` writes: `kind`, `kind.layer` or `kind.layer.head`."""
         kind, *numbers = text.split(".")
-        if len(numbers) > 2 or not all(part.isdecimal() for part in numbers):
+        if len(numbers) > 2 or not all(part.isdecimal() and len(part) < 10 for part in numbers):
             raise OutOfRange(f"expected KIND, KIND.LAYER or KIND.LAYER.HEAD, got {text!r}")
         layer, head = [*(int(part) for part in numbers), None, None][:2]
         return cls(kind, layer, head)
+
+    def __lt__(self, other: "Site") -> bool:
+        return self._order() < other._order()
+
+    def _order(self) -> tuple[str, int, int]:
+        # All heads together come before single ones.
+        return (self.kind, -1 if self.layer is None else self.layer, -1 if self.head is None else self.head)
 
     def __str__(self) -> str:
         return ".".join(str(part) for part in (self.kind, self.layer, self.head) if part is not None)

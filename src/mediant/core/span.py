@@ -7,7 +7,10 @@ Prompts of different length, padding on either side and key/value caches then ne
 on `Span("S2")` finds each prompt's own second subject.
 """
 
+import re
 from dataclasses import dataclass
+
+from mediant.core.errors import SpanError
 
 RESERVED = {
     "all": "every real token of the prompt, and every generated one",
@@ -29,10 +32,17 @@ class Span:
     start: int | None = None
     stop: int | None = None
 
+    def __post_init__(self) -> None:
+        if bool(self.name) == (self.start is not None):
+            raise SpanError(f"a span is a name or a range of tokens, got name {self.name!r} and start {self.start}")
+
     @classmethod
     def of(cls, span: "Span | str") -> "Span":
-        """A span from its name; a `Span` is returned as it is."""
-        return span if isinstance(span, Span) else cls(span)
+        """A span from its name or its written range (`2:5`, `-2:`); a `Span` is returned as it is."""
+        if isinstance(span, Span):
+            return span
+        written = re.fullmatch(r"(-?\d{1,9}):(-?\d{1,9})?", span)
+        return cls("", int(written[1]), int(written[2]) if written[2] else None) if written else cls(span)
 
     @classmethod
     def index(cls, position: int) -> "Span":

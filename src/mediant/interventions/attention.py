@@ -13,6 +13,7 @@ grows with the rows asked for, never with length squared. Biases are added to th
 the softmax; a cut edge gets weight exactly 0 and the rest is renormalised.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -94,6 +95,9 @@ class Attending:
     def __init__(self, subject: Subject, biases: Sequence[Bias], rows: Sequence[Rows]) -> None:
         self.subject, self.biases, self.forwards = subject, list(biases), 0
         self.rows = [ObservedRows(request) for request in rows]
+        for one in biases:
+            if math.isnan(one.beta) or one.beta == math.inf:
+                raise EditError(f"a bias must be a number, or minus infinity to cut, got {one.beta} on {one.edge}")
         for layer, head in [(b.edge.layer, b.edge.head) for b in biases]:
             subject.validate(Site("head_z", layer, head))
         for request in rows:
@@ -154,7 +158,7 @@ class Attending:
         rows = torch.nonzero(keep.any(0)).flatten()
         if not len(rows):
             return output
-        weights = self._weights(call, heads, rows, changes, count=True)
+        weights = self._weights(call, heads, rows, changes, keep[:, rows], count=True)
         values = call.value[:, [h // call.group for h in heads]]
         new = (weights.to(values.dtype) @ values).transpose(1, 2)
         old = output[:, rows][:, :, heads]
@@ -163,12 +167,15 @@ class Attending:
         output[:, rows] = merged
         return output
 
-    def _weights(self, call: "_Call", heads: list[int], rows: Tensor, changes: list[tuple[int, Bias]], *, count: bool) -> Tensor:
+    def _weights(
+        self, call: "_Call", heads: list[int], rows: Tensor, changes: list[tuple[int, Bias]], wanted: Tensor, *, count: bool
+    ) -> Tensor:
+        """Softmax of the biased logits; rows that are not `wanted` may be padding, whose weights mean nothing."""
         logits = call.logits(heads, rows)
         for i, one in changes:
             mine = [j for j, h in enumerate(heads) if h in call.heads(one.edge.head)]
             queries = call.queries(one)[:, rows]
-            hit = queries[:, :, None] & call.keys(one.edge.key)[:, None, :] & (logits[:, 0] != _floor(logits))
+            hit = queries[:, :, None] & call.keys(one.edge.key)[:, None, :] & logits[:, 0].isfinite()
             if bool(hit.any()):
                 added = torch.zeros_like(logits[:, 0]).masked_fill(hit, one.beta)
                 for j in mine:
@@ -176,7 +183,7 @@ class Attending:
                 if count:
                     self._fired[i] += 1
                     self._tokens[i] += int(queries.sum())
-        if not bool(logits.isfinite().any(-1).all()):
+        if bool((wanted[:, None] & ~logits.isfinite().any(-1)).any()):
             raise EditError("cutting these edges leaves a query with no key to attend to; leave it at least one")
         return logits.softmax(-1)
 
@@ -187,7 +194,7 @@ class Attending:
         rows = torch.nonzero(wanted.any(0)).flatten()
         if not len(rows):
             return
-        weights = self._weights(call, heads, rows, changes, count=False)
+        weights = self._weights(call, heads, rows, changes, wanted[:, rows], count=False)
         where = torch.nonzero(wanted[:, rows])
         observed.rows.append(where[:, 0])
         observed.cols.append(rows[where[:, 1]] + call.offset)
@@ -214,18 +221,18 @@ class _Call:
         return list(range(self.query.shape[1])) if head is None else [head]
 
     def logits(self, heads: list[int], rows: Tensor) -> Float[Tensor, "batch head row key"]:
-        """Masked attention logits of some heads and query rows, in float32."""
+        """Attention logits of some heads and query rows, in float32; keys a query may not see are minus infinity."""
         keys = self.key[:, [h // self.group for h in heads]]
         scores = (self.query[:, heads][:, :, rows].float() @ keys.float().mT) * self.scaling
-        floor = _floor(scores)
         if self.mask is None:
             places = torch.arange(keys.shape[2], device=rows.device)
             allowed = places <= (rows + keys.shape[2] - self.query.shape[2])[:, None]
-            return scores.masked_fill(~allowed, floor)
+            return scores.masked_fill(~allowed, CUT)
         mask = self.mask[:, :, rows]
         if mask.dtype == torch.bool:
-            return scores.masked_fill(~mask, floor)
-        return (scores + mask.float()).masked_fill(mask < floor / 2, floor)
+            return scores.masked_fill(~mask, CUT)
+        closed = mask <= torch.finfo(mask.dtype).min / 2
+        return (scores + mask.float()).masked_fill(closed, CUT)
 
     def span_rows(self, span: Span) -> Bool[Tensor, "batch query"]:
         """Which query rows of this call a span covers."""
@@ -254,10 +261,6 @@ class _Call:
         if span.name in ("all", "generated"):
             found[:, self.batch.n_cols :] = True
         return found
-
-
-def _floor(scores: Tensor) -> float:
-    return torch.finfo(scores.dtype).min
 
 
 @contextmanager

@@ -57,6 +57,23 @@ class Activation:
 
 
 @dataclass(frozen=True, eq=False)
+class Targets:
+    """The tokens of one forward that an edit or capture concerns.
+
+    Attributes:
+        rows, cols: row and absolute column of each.
+        chosen: its place among all `total` tokens of the span, of which this forward may cover only some.
+        steps: generated tokens among them, counted from 0.
+    """
+
+    rows: Int[Tensor, " n"]
+    cols: Int[Tensor, " n"]
+    chosen: Int[Tensor, " n"]
+    total: int
+    steps: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
 class Edit:
     """One intervention. Build it with the functions below rather than by hand.
 
@@ -90,24 +107,22 @@ class Edit:
         """Whether the edit targets nothing (no rows, steps or features), which is a clean no-op."""
         return () in (self.rows, self.steps, self.index) or (self.places is not None and not len(self.places[0]))
 
-    def apply(self, old: Float[Tensor, "n *d"], chosen: Int[Tensor, " n"], total: int) -> Float[Tensor, "n *d"]:
-        """New values for `old`; `chosen` are their places among the `total` tokens of the span.
+    def apply(self, old: Float[Tensor, "n *d"], targets: "Targets") -> Float[Tensor, "n *d"]:
+        """New values for `old`, the values at the target tokens.
 
         Raises:
             EditError: the value does not fit the site.
         """
         if self.features is None and self.index is None:
-            return self._operate(old, chosen, total)
+            return self._operate(old, targets)
         if self.features is None:
             new = old.clone()
             keep = self._checked_index(old.shape[-1])
-            new[..., keep] = self._operate(old, chosen, total)[..., keep]
+            new[..., keep] = self._operate(old, targets)[..., keep]
             return new
         f = self.features.encode(old)
-        if self.kind == "swap":
-            target = self.features.encode(self._swapped(old, chosen, total))
-        else:
-            target = self._operate(f, chosen, total)
+        swapped = self.kind == "swap"
+        target = self.features.encode(self._swapped(old, targets)) if swapped else self._operate(f, targets)
         keep = self._checked_index(self.features.n_features)
         f_new = f.clone()
         f_new[..., keep] = target[..., keep]
@@ -120,16 +135,14 @@ class Edit:
             raise OutOfRange(f"{self.label}: features {wrong[:5]} do not exist, this mediator has features 0 to {size - 1}")
         return keep
 
-    def _operate(self, old: Tensor, chosen: Tensor, total: int) -> Tensor:
+    def _operate(self, old: Tensor, targets: "Targets") -> Tensor:
         if self.kind == "swap":
-            return self._swapped(old, chosen, total)
+            return self._swapped(old, targets)
         value = self.value.to(old)
         if self.kind == "scale":
             return old * value
         if self.kind == "noise":
-            generator = torch.Generator().manual_seed(self.seed)
-            drawn = torch.randn((total, *old.shape[1:]), generator=generator)
-            return old + value * drawn[chosen.cpu()].to(old)
+            return old + value * self._drawn(old, targets)
         if value.ndim > old.ndim - 1 or (value.ndim and value.shape != old.shape[old.ndim - value.ndim :]):
             raise EditError(f"{self.label}: expected a value of shape {tuple(old.shape[1:])}, got {tuple(value.shape)}")
         if self.kind == "set":
@@ -138,13 +151,20 @@ class Edit:
             return old + value
         return old - (old @ value)[..., None] * value
 
-    def _swapped(self, old: Tensor, chosen: Tensor, total: int) -> Tensor:
-        if self.value.shape[0] != total:
+    def _drawn(self, old: Tensor, targets: "Targets") -> Tensor:
+        """Standard normal noise that depends on seed, row and column alone, so a cache makes no difference."""
+        places = zip(targets.rows.tolist(), targets.cols.tolist(), strict=True)
+        seeds = [hash((self.seed, row, col)) & 0x7FFF_FFFF for row, col in places]
+        drawn = [torch.randn(old.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(drawn).to(old)
+
+    def _swapped(self, old: Tensor, targets: "Targets") -> Tensor:
+        if self.value.shape[0] != targets.total:
             raise EditError(
-                f"{self.label}: the source holds {self.value.shape[0]} tokens where the base has {total}; "
+                f"{self.label}: the source holds {self.value.shape[0]} tokens where the base has {targets.total}; "
                 "capture the source at the same span, in a batch with the same rows"
             )
-        new = self.value[chosen.to(self.value.device)].to(old)
+        new = self.value[targets.chosen.to(self.value.device)].to(old)
         if new.shape != old.shape:
             raise EditError(f"{self.label}: expected values of shape {tuple(old.shape[1:])}, got {tuple(new.shape[1:])}")
         return new

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from mediant.core.errors import EditError, EditNeverFired
 from mediant.core.site import Site
 from mediant.core.span import Span
-from mediant.interventions.edits import Activation, Edit
+from mediant.interventions.edits import Activation, Edit, Targets
 from mediant.interventions.taps import Tap, first_input, tap, with_first_input
 from mediant.subject import Batch, Subject
 
@@ -47,7 +48,7 @@ class _Count:
     change: list[Tensor] = field(default_factory=list)
     steps: set[int] = field(default_factory=set)
 
-    def add(self, old: Tensor, new: Tensor, steps: set[int]) -> None:
+    def add(self, old: Tensor, new: Tensor, steps: frozenset[int]) -> None:
         self.forwards += 1
         self.tokens += old.shape[0]
         self.steps |= steps
@@ -73,8 +74,7 @@ class Active:
     def __init__(self, subject: Subject, edits: Sequence[Edit], capture: Sequence[Place]) -> None:
         self.subject = subject
         self.forwards = 0
-        live = [edit for edit in edits if not edit.empty]
-        self._lines = [_Line(tap(subject, e.site), e.site, e.span, e) for e in live]
+        self._lines = [_Line(tap(subject, e.site), e.site, e.span, e) for e in edits]
         self._lines += [_Line(tap(subject, site), site, span) for site, span in capture]
         self._memory: dict[nn.Module, Tensor] = {}
         self._handles: list[RemovableHandle] = []
@@ -85,8 +85,7 @@ class Active:
         for line in self._lines:
             if line.edit is None and line.seen:
                 values, rows, cols = (torch.cat(parts) for parts in zip(*line.seen, strict=True))
-                order = torch.argsort(rows * (int(cols.max()) + 1) + cols, stable=True)
-                result[line.site, line.span] = Activation(values[order], rows[order], cols[order])
+                result[line.site, line.span] = _in_order(values, rows, cols)
         return result
 
     def firings(self) -> list[Firing]:
@@ -99,7 +98,8 @@ class Active:
         Raises:
             EditNeverFired: naming the edits.
         """
-        silent = [line.edit.label for line in self._lines if line.edit is not None and not line.count.forwards]
+        edits = [(line.edit, line.count) for line in self._lines if line.edit is not None]
+        silent = [edit.label for edit, count in edits if not edit.empty and not count.forwards]
         if self.forwards and silent:
             raise EditNeverFired(
                 f"{len(silent)} edit(s) never fired in {self.forwards} forward(s): {'; '.join(silent[:3])}. Their spans cover "
@@ -109,16 +109,17 @@ class Active:
     def attach(self) -> None:
         """Lay the hooks."""
         self._hook(self.subject.base, self._note_window, before=True)
-        for line in self._lines:
-            partner = line.tap.partner
-            if partner is not None and partner not in self._memory:
-                self._memory[partner] = torch.empty(0)
-                self._hook(partner, self._remember, before=True)
         grouped: dict[tuple[nn.Module, str], list[_Line]] = {}
         for line in self._lines:
             grouped.setdefault((line.tap.module, line.tap.side), []).append(line)
         for (module, side), lines in grouped.items():
             self._hook(module, _on_input(self, lines) if side == "input" else _on_output(self, lines), before=side == "input")
+        # After the edits: what is remembered is what the module really gets.
+        for line in self._lines:
+            partner = line.tap.partner
+            if partner is not None and partner not in self._memory:
+                self._memory[partner] = torch.empty(0)
+                self._hook(partner, self._remember, before=True)
 
     def detach(self) -> None:
         """Take every hook away."""
@@ -147,22 +148,44 @@ class Active:
     def pass_by(self, lines: list[_Line], raw: Tensor) -> Tensor:
         """Apply the edits and captures of one tap to the tensor that passes."""
         for line in lines:
-            rows, cols, chosen, total, steps = self._targets(line, raw)
-            if not len(rows):
+            targets = self._targets(line, raw)
+            if not len(targets.rows):
                 continue
+            offset = self.subject.window.offset
+            at = (targets.rows.to(raw.device), (targets.cols - offset).to(raw.device))
             memory = self._memory.get(line.tap.partner) if line.tap.partner is not None else None
-            old = line.tap.gather(raw, (rows, cols), line.site.head, memory)
+            old = line.tap.gather(raw, at, line.site.head, memory) + self._changes(line, at)
             if line.edit is None:
-                offset = self.subject.window.offset
-                line.seen.append((old, rows, cols + offset))
+                line.seen.append((old, targets.rows, targets.cols))
                 continue
-            new = line.edit.apply(old, chosen, total)
-            raw = line.tap.scatter(raw, (rows, cols), line.site.head, old, new)
-            line.count.add(old, new, steps)
+            new = line.edit.apply(old, targets)
+            raw = line.tap.scatter(raw, at, line.site.head, old, new)
+            self._note_change(line, raw, at, new - old)
+            line.count.add(old, new, targets.steps)
         return raw
 
-    def _targets(self, line: _Line, raw: Tensor) -> tuple[Tensor, Tensor, Tensor, int, set[int]]:
-        """Rows, window columns, places within the span and its size, and generated steps hit."""
+    def _changes(self, line: _Line, at: tuple[Tensor, Tensor]) -> Tensor | float:
+        """What was written to this part of the output before, in this forward."""
+        if not line.tap.keeps_changes:
+            return 0.0
+        written = self.subject.window.written.get(line.tap.module)
+        if written is None:
+            return 0.0
+        found = written[at[0], at[1]]
+        return found if line.site.head is None else found[:, line.site.head]
+
+    def _note_change(self, line: _Line, raw: Tensor, at: tuple[Tensor, Tensor], change: Tensor) -> None:
+        if not line.tap.keeps_changes:
+            return
+        n_heads = self.subject.shape.n_heads
+        written = self.subject.window.written.setdefault(line.tap.module, raw.new_zeros(*raw.shape[:2], n_heads, raw.shape[2]))
+        if line.site.head is None:
+            written[at[0], at[1]] += change
+        else:
+            written[at[0], at[1], line.site.head] += change
+
+    def _targets(self, line: _Line, raw: Tensor) -> Targets:
+        """The tokens of this forward that a line concerns."""
         window = self.subject.window
         batch = window.batch
         assert batch is not None  # noqa: S101 - noted by the base module's hook or by replay
@@ -173,25 +196,32 @@ class Active:
             )
         edit = line.edit
         rows, cols = edit.places if edit and edit.places else batch.locate(line.span, edit.rows if edit else None)
-        total, steps = len(rows), set[int]()
-        if edit is not None and edit.steps is not None:
+        total, steps = len(rows), frozenset[int]()
+        if edit is not None and (edit.steps is not None or edit.empty):
             rows, cols = rows[:0], cols[:0]
-        grows = line.span.name in ("all", "generated") and (edit is None or edit.places is None)
+        grows = line.span.name in ("all", "generated") and (edit is None or not (edit.places or edit.empty))
         if grows and window.offset + window.width > batch.n_cols:
             first = max(batch.n_cols, window.offset)
             wanted = [c for c in range(first, window.offset + window.width) if self._scheduled(edit, c - batch.n_cols)]
-            steps = {c - batch.n_cols for c in wanted}
+            steps = frozenset(c - batch.n_cols for c in wanted)
             which = list(range(batch.n_rows)) if edit is None or edit.rows is None else list(edit.rows)
-            extra = torch.tensor([(r, c) for r in which for c in wanted], device=rows.device).reshape(-1, 2)
+            extra = torch.tensor([(r, c) for r in which for c in wanted], dtype=torch.long, device=rows.device).reshape(-1, 2)
             rows, cols = torch.cat([rows, extra[:, 0]]), torch.cat([cols, extra[:, 1]])
             total = len(rows)
         inside = (cols >= window.offset) & (cols < window.offset + window.width)
-        chosen = torch.nonzero(inside).flatten()
-        return rows[inside].to(raw.device), (cols[inside] - window.offset).to(raw.device), chosen, total, steps
+        return Targets(rows[inside], cols[inside], torch.nonzero(inside).flatten(), total, steps)
 
     @staticmethod
     def _scheduled(edit: Edit | None, step: int) -> bool:
         return edit is None or edit.steps is None or step in edit.steps
+
+
+def _in_order(values: Tensor, rows: Tensor, cols: Tensor) -> Activation:
+    """By row, then column. Without a cache every forward sees the earlier tokens again; each is kept once, as last seen."""
+    key = (rows * (int(cols.max()) + 1) + cols).flip(0)
+    _, first = np.unique(key.cpu().numpy(), return_index=True)
+    order = len(key) - 1 - torch.from_numpy(first)
+    return Activation(values[order.to(values.device)], rows[order.to(rows.device)], cols[order.to(cols.device)])
 
 
 def _report(line: _Line) -> Firing:

@@ -29,8 +29,10 @@ class Tap:
         side: whether it is the module's input or its output.
         heads: number of heads the last dimension splits into; 0 when it is not per head.
         part: for fused projections, which slice of the last dimension belongs to the site.
-        partner: a module whose input must be remembered for derived sites.
+        partner: for derived sites, a module whose input must be remembered.
         derive: turns (remembered input at the tokens, output at the tokens) into the site's value.
+        keeps_changes: whether what was written before must be added to what `derive` gives, because the output does not
+            tell it apart from other parts.
     """
 
     module: nn.Module
@@ -39,6 +41,7 @@ class Tap:
     part: tuple[int, int] | None = None
     partner: nn.Module | None = None
     derive: Callable[[Tensor, Tensor], Tensor] | None = None
+    keeps_changes: bool = False
 
     def gather(self, raw: Float[Tensor, "batch pos width"], at: Where, head: int | None, memory: Tensor | None) -> Tensor:
         """The site's values at some tokens, shape (n, d) or (n, head, d)."""
@@ -97,9 +100,9 @@ def tap(subject: Subject, site: Site) -> Tap:
         return _projection(subject, site.kind, attn)
     if site.kind == "head_result":
         project = family.out_proj_of(model, layer)
-        return Tap(project, "output", partner=project, derive=_head_result(subject, project, site.head))
+        return Tap(project, "output", partner=project, derive=_head_result(subject, project, site.head), keeps_changes=True)
     if site.kind == "resid_mid":
-        return Tap(attn, "output", partner=subject.layers[layer], derive=torch.add)
+        return Tap(attn, "output", partner=family.attn_norm_of(model, layer), derive=torch.add)
     simple: dict[str, Tap] = {
         "attn_in": Tap(attn, "input"),
         "head_z": Tap(family.out_proj_of(model, layer), "input", heads=subject.shape.n_heads),

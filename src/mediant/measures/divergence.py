@@ -8,6 +8,7 @@ Low is selective: the edit leaves unrelated text alone.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from mediant.subject import Subject
 def kl(reference: Float[Tensor, "*n vocab"], edited: Float[Tensor, "*n vocab"]) -> Float[Tensor, "*n"]:
     """KL(reference || edited) in nats, from logits."""
     p, q = reference.float().log_softmax(-1), edited.float().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1).clamp(min=0)
+    return F.kl_div(q, p, log_target=True, reduction="none").sum(-1).clamp(min=0)
 
 
 def record_texts(subject: Subject, texts: Sequence[str]) -> Recording:

@@ -12,6 +12,7 @@ handful chosen than about the measure, so items are resampled within each templa
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ DRAWS = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic with its 95 % interval and the number of items."""
+    """A statistic with its 95 % interval and the number of items; of a single item the interval means nothing."""
 
     value: float
     ci95: tuple[float, float]
@@ -35,15 +36,25 @@ class Estimate:
 
 def resamples(n: int, clusters: Sequence[str] | None, *, draws: int, seed: int) -> list[npt.NDArray[np.int64]]:
     """Index arrays of bootstrap resamples of `n` items."""
+    if clusters is not None and len(clusters) != n:
+        raise TaskError(f"{n} items but {len(clusters)} cluster labels")
+    return _resamples(n, tuple(clusters) if clusters is not None else None, draws, seed)
+
+
+# Measures of one study share their items, so the same resamples serve them all.
+@lru_cache(maxsize=8)
+def _resamples(n: int, clusters: tuple[str, ...] | None, draws: int, seed: int) -> list[npt.NDArray[np.int64]]:
     rng = np.random.default_rng(seed)
     labels = np.asarray(clusters if clusters is not None else [""] * n)
-    if len(labels) != n:
-        raise TaskError(f"{n} items but {len(labels)} cluster labels")
-    groups = [np.flatnonzero(labels == name) for name in dict.fromkeys(labels.tolist())]
+    _, first, sizes = np.unique(labels, return_index=True, return_counts=True)
+    members = np.argsort(labels, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     result = []
     for _ in range(draws):
-        chosen = groups if len(groups) < MIN_CLUSTERS else [groups[i] for i in rng.integers(len(groups), size=len(groups))]
-        result.append(np.concatenate([rng.choice(group, size=len(group)) for group in chosen]))
+        chosen = np.arange(len(first)) if len(first) < MIN_CLUSTERS else rng.integers(len(first), size=len(first))
+        size = np.repeat(sizes[chosen], sizes[chosen])
+        within = np.floor(rng.random(len(size)) * size).astype(np.int64)
+        result.append(members[np.repeat(starts[chosen], sizes[chosen]) + within])
     return result
 
 
@@ -70,8 +81,7 @@ def estimate_ratio(
     if top.ndim != 1 or not len(top) or not (np.isfinite(top).all() and np.isfinite(bottom).all()):
         raise TaskError(f"an estimate needs finite per-item values, got shape {top.shape}")
     drawn = [top[i].mean() / bottom[i].mean() for i in resamples(len(top), clusters, draws=draws, seed=seed)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(float(top.mean() / bottom.mean()), (float(low), float(high)), len(top))
+    return Estimate(float(top.mean() / bottom.mean()), _interval(drawn), len(top))
 
 
 def mean_over_draws(
@@ -84,5 +94,9 @@ def mean_over_draws(
     rng = np.random.default_rng(seed + 1)
     items = resamples(table.shape[1], clusters, draws=draws, seed=seed)
     drawn = [table[rng.integers(table.shape[0], size=table.shape[0])][:, i].mean() for i in items]
+    return Estimate(float(table.mean()), _interval(drawn), table.shape[1])
+
+
+def _interval(drawn: Sequence[float]) -> tuple[float, float]:
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(float(table.mean()), (float(low), float(high)), table.shape[1])
+    return float(low), float(high)

@@ -168,7 +168,10 @@ def _import(module: str) -> object:
 
 def _checked(function: Metric, name: str) -> Metric:
     def call(outcome: Outcome) -> Tensor:
-        values = function(outcome)
+        try:
+            values = function(outcome)
+        except Exception as error:
+            raise TaskError(f"metric {name} failed: {type(error).__name__}: {error}") from error
         if not isinstance(values, Tensor) or values.shape != outcome.answer.shape:
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise TaskError(

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from mediant.core.errors import RunError
 
@@ -64,7 +64,8 @@ class RunFolder:
             return cls(path, manifest, _read_items(path / "items.jsonl"))
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
+            # A run killed while it began leaves at most a hidden half of its manifest.
+            if any(not file.name.startswith(".manifest.json.") for file in path.iterdir()):
                 raise RunError(f"{path} is not empty and holds no run; choose another --out")
             write_atomically(existing, manifest.model_dump_json(indent=1) + "\n")
         return cls(path, manifest, {})
@@ -80,7 +81,12 @@ class RunFolder:
         """
         if key in self.done:
             raise RunError(f"item {key!r} was stored before")
-        line = json.dumps({"key": key, **record}, separators=(",", ":"), allow_nan=False) + "\n"
+        try:
+            line = json.dumps({"key": key, **record}, separators=(",", ":"), allow_nan=False) + "\n"
+        except ValueError as error:
+            raise RunError(
+                f"item {key!r} holds numbers that are not finite: the model or the metric gave none; try --dtype float32"
+            ) from error
         with disk_errors(self.path):
             handle = os.open(self.path / "items.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
@@ -131,7 +137,7 @@ def read_manifest(path: Path) -> Manifest:
     """
     try:
         return Manifest.model_validate_json((path / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{path} holds no run of this version: {error}") from error
 
 

@@ -29,9 +29,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def attach(model, times=1.0, file=Path(__file__).with_name("direction.safetensors")):
     """Hook the vector in, `times` as strong as exported; `.remove()` on what is returned takes it out."""
     with safe_open(str(file), framework="pt") as opened:
-        saved, vector = opened.metadata(), opened.get_tensor("vector")
-    place = json.loads(saved["meta"])
-    vector = vector * (float(place["doses"]) * float(saved["norm"]) * times)
+        saved, vector = json.loads(opened.metadata()["direction"]), opened.get_tensor("vector")
+    place = saved["meta"]
+    vector = vector * (float(place["doses"]) * saved["norm"] * times)
     start = int(place["start"])
 
     def moved(hidden):

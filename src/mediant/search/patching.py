@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mediant.core.errors import OutOfRange
+from mediant.core.errors import OutOfRange, TaskError
 from mediant.core.pair import Pair
 from mediant.core.ranking import Ranking, Scored
 from mediant.core.site import Site
@@ -190,6 +190,8 @@ def rank(
     """Patch sites one at a time and rank them by |mean effect|."""
     if not sites:
         raise OutOfRange("nothing to rank: no sites were given")
+    if not pairs:
+        raise TaskError("nothing to rank on: no pairs were given")
     parts = [
         Patcher(subject, encode(subject, pairs[i : i + batch_size], direction=direction), by=by).grid(sites, [Span.of(span)])[
             :, 0

@@ -75,10 +75,11 @@ def carry_out(order: Order) -> Outcome:
         study=order.study.name, preset=order.preset, config=config.model_dump(), changed=dict(order.changed),
         model_fingerprint=subject.fingerprint, versions=versions(),
     )  # fmt: skip
-    folder = RunFolder.open(path, manifest, resume=order.resume)
     study = import_module(f"{order.study.module}.study")
     figures = import_module(f"{order.study.module}.figures")
-    result, found = study.run(config, subject, folder, LocalEngine(show_progress=order.show_progress))
+    data = study.prepare(config, subject)
+    folder = RunFolder.open(path, manifest, resume=order.resume)
+    result, found = study.run(config, subject, data, folder, LocalEngine(show_progress=order.show_progress))
     from mediant.report import render
 
     folder.write("index.html", render(figures.page(result, found, subject)))

@@ -85,7 +85,7 @@ def _device(device: str | None) -> torch.device:
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(chosen)
-        torch.empty(0, device=found)
+        torch.ones(1, device=found).item()
     except (RuntimeError, AssertionError) as error:
         raise SubjectError(f"device {chosen!r} is not usable here: {str(error).splitlines()[0]}; try --device cpu") from error
     return found

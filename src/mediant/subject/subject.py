@@ -27,11 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Window:
-    """Which columns of which batch the forward in progress covers: `[offset, offset + width)`."""
+    """Which columns of which batch the forward in progress covers: `[offset, offset + width)`.
+
+    `written` holds what edits added to single heads' contributions in this forward: module -> (row, column, head, d_model).
+    """
 
     batch: Batch | None = None
     offset: int = 0
     width: int = 0
+    written: dict[nn.Module, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -175,6 +179,7 @@ class Subject:
     def observe(self, ids: Tensor, mask: Tensor | None, offset: int) -> None:
         """Note the columns a forward covers; called by the hook on the base module."""
         window = self.window
+        window.written.clear()
         if window.batch is None or (offset == 0 and window.batch.ids.shape[0] != ids.shape[0]):
             window.batch = bare_batch(ids, mask)
         window.offset, window.width = offset, ids.shape[1]

@@ -58,7 +58,7 @@ def read(path: Path | str) -> Task:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"cannot read pairs file {path}: {error}") from error
     pairs, wrong = parse(lines)

@@ -89,11 +89,11 @@ class ToyLayer(nn.Module):
 
     def __init__(self, layer_idx: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.attn, self.mlp = ToyAttention(layer_idx), ToyMLP(activation)
+        self.norm, self.attn, self.mlp = nn.Identity(), ToyAttention(layer_idx), ToyMLP(activation)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor, past_key_values: Any = None) -> Tensor:
         """One block."""
-        hidden_states = hidden_states + self.attn(hidden_states, attention_mask, past_key_values)
+        hidden_states = hidden_states + self.attn(self.norm(hidden_states), attention_mask, past_key_values)
         out: Tensor = hidden_states + self.mlp(hidden_states)
         return out
 

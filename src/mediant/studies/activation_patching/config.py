@@ -19,7 +19,7 @@ class Config(StudyConfig):
     )
     n: int = Field(200, ge=8, description="Pairs on which the chosen heads are confirmed, and as many from held-out templates.")
     n_discovery: int = Field(24, ge=2, description="Pairs on which heads are ranked; never used for confirmation.")
-    n_map: int = Field(12, ge=1, description="Pairs behind the layer x position map; they share one sentence frame.")
+    n_map: int = Field(8, ge=1, description="Pairs behind the layer x position map; they share one sentence frame.")
     top_k: int = Field(
         10,
         ge=1,
@@ -28,6 +28,7 @@ class Config(StudyConfig):
     rank_by: Literal["absolute", "most_negative"] = Field(
         "absolute", description="Order of heads: by |effect|, or helpful ones only."
     )
-    random_draws: int = Field(10, ge=2, description="Random head sets behind each control.")
+    random_draws: int = Field(10, ge=2, description="Random head sets behind the controls of the joint effect.")
+    control_draws: int = Field(3, ge=1, description="Head sets behind the controls of sufficiency, generality and selectivity.")
     n_texts: int = Field(200, ge=4, description="Unrelated sentences behind selectivity.")
     batch_size: int = Field(25, ge=1, description="Pairs run together. Part of the result's last digits, so part of the config.")

@@ -16,7 +16,7 @@ ENOUGH = 5.0
 CONTROLS = {
     "top_heads_effect": "layer_matched_heads_effect",
     "strongest_head_effect": "layer_matched_heads_effect",
-    "top_heads_share": "generality_layer_matched",
+    "top_heads_share": "top_heads_share_layer_matched",
     "sufficiency_top10": "sufficiency_layer_matched",
     "generality_heldout_template": "generality_layer_matched",
     "selectivity_kl": "selectivity_kl_layer_matched",
@@ -33,11 +33,12 @@ DEFINITIONS = {
     "all_heads_effect": JOINT + "every head of the model.",
     "strongest_head_effect": JOINT + "the first-ranked head alone.",
     "top_heads_share": "Effect of the top {k} heads as a share of the total effect (1 = all of it).",
+    "top_heads_share_layer_matched": "The same for other heads, as many per layer; mean of {draws} draws.",
     "sufficiency_top10": "Share of the total effect restored when the clean values of the top {k} heads are written into the "
     "counterfactual run.",
-    "sufficiency_layer_matched": "The same for other heads, as many per layer; mean of {draws} draws.",
+    "sufficiency_layer_matched": "The same for other heads, as many per layer; mean of {few} draws.",
     "generality_heldout_template": "Effect of the top {k} heads as a share of the total effect, on templates used nowhere else.",
-    "generality_layer_matched": "The same for other heads, as many per layer; mean of {draws} draws.",
+    "generality_layer_matched": "The same for other heads, as many per layer; mean of {few} draws.",
     "accuracy_heldout_template": "Accuracy on the held-out templates.",
     "selectivity_kl": KL.replace("{what}", "the top {k} heads"),
     "selectivity_kl_layer_matched": KL.replace("{what}", "as many other heads per layer"),
@@ -72,6 +73,7 @@ class Measuring:
             "all_heads_effect": mean(effects["all"][0]),
             "strongest_head_effect": mean(effects["strongest"][0]),
             "top_heads_share": estimate_ratio(effects["top"][0], total, clusters=clusters, seed=seed),
+            "top_heads_share_layer_matched": _share(effects["layer_matched"], total, clusters, seed),
             "sufficiency_top10": estimate_ratio(restored["top"][0], restored["total"][0], clusters=clusters, seed=seed),
             "sufficiency_layer_matched": _share(restored["layer_matched"], restored["total"][0], clusters, seed),
         }
@@ -94,11 +96,16 @@ class Measuring:
         return {name: self._measure(name, value) for name, value in found.items()}
 
     def _measure(self, name: str, found: Estimate | None, reason: str | None = None) -> Measure:
-        definition = DEFINITIONS[name].format(metric=self.data.metric, k=self.config.top_k, draws=self.config.random_draws)
+        definition = DEFINITIONS[name].format(
+            metric=self.data.metric, k=self.config.top_k, draws=self.config.random_draws, few=self.config.control_draws
+        )
         control = CONTROLS.get(name)
         if found is None:
             return Measure(value=None, n=0, ci95=None, definition=definition, control=None, reason=reason)
-        return Measure(value=found.value, n=found.n, ci95=found.ci95, definition=definition, control=control, reason=reason)
+        if found.n < 2:
+            reason = "a single pair has no interval"
+        ci95 = found.ci95 if found.n > 1 else None
+        return Measure(value=found.value, n=found.n, ci95=ci95, definition=definition, control=control, reason=reason)
 
 
 def _share(draws: Array, total: Array, clusters: Sequence[str] | None, seed: int) -> Estimate:

@@ -18,7 +18,6 @@ from mediant.core.span import Span
 from mediant.interventions.attention import Rows, attending
 from mediant.interventions.edits import set_to
 from mediant.interventions.execute import run
-from mediant.interventions.replay import replay
 from mediant.measures.divergence import disturbance, record_texts
 from mediant.measures.intervals import Array
 from mediant.search.patching import Patcher
@@ -69,6 +68,10 @@ class HeadSets:
     random: tuple[tuple[Site, ...], ...]
     layer_matched: tuple[tuple[Site, ...], ...]
     every: tuple[Site, ...]
+
+    def fewer(self, draws: int) -> "HeadSets":
+        """The same with fewer draws of each control."""
+        return HeadSets(self.top, self.random[:draws], self.layer_matched[:draws], self.every)
 
 
 def head_sets(subject: Subject, ranking: Ranking, *, k: int, draws: int, seed: int) -> HeadSets:
@@ -132,7 +135,7 @@ def disturbed(subject: Subject, texts: Sequence[str], sets: Sequence[Sequence[Si
     ]
     with torch.no_grad():
         untouched = record_texts(subject, texts)
-        seen = replay(untouched, (), capture=[(site, "all") for site in layers]).captured
+        seen = run(subject, untouched.batch, capture=[(site, "all") for site in layers]).captured
         means = {site.layer: seen[site, Span("all")].mean() for site in layers}
         return [
             disturbance(untouched, [set_to(site, "all", means[site.layer][site.head]) for site in heads]).double().tolist()

@@ -12,6 +12,7 @@ from mediant.core.pair import Pair
 from mediant.core.ranking import Ranking, Rule
 from mediant.core.result import SCHEMA, Result
 from mediant.core.site import Site
+from mediant.measures.metrics import metric
 from mediant.runs.engine import LocalEngine, WorkItem
 from mediant.runs.folder import Json, RunFolder
 from mediant.search.patching import Patcher, ranking_of
@@ -22,6 +23,7 @@ from mediant.studies.activation_patching.measures import Measuring, verdict
 from mediant.studies.provenance import provenance
 from mediant.subject import Subject
 from mediant.tasks import plain_text
+from mediant.tasks.encode import encode
 
 Measurer = Callable[[Patcher, method.HeadSets], dict[str, list[method.Numbers]]]
 LIMITS = [
@@ -45,26 +47,39 @@ class Findings:
     rows: list[Json]
 
 
-def run(config: Config, subject: Subject, folder: RunFolder, engine: LocalEngine) -> tuple[Result, Findings]:
+def prepare(config: Config, subject: Subject) -> data_of.Data:
+    """Everything that can be refused before work begins.
+
+    Raises:
+        OutOfRange: more heads asked for than the subject has.
+        UnknownName: no such task or metric.
+        TaskError: a pair that cannot be used, named.
+    """
+    n = subject.shape.n_layers * subject.shape.n_heads
+    if config.top_k >= n:
+        raise OutOfRange(
+            f"top_k = {config.top_k}, but {subject.name} has {n} heads, and controls need others beside the chosen; lower it"
+        )
+    data = data_of.load(config, subject)
+    metric(data.metric)
+    for pairs in (data.shown, data.discovery, data.confirm, data.heldout):
+        if pairs:
+            encode(subject, pairs)
+    return data
+
+
+def run(config: Config, subject: Subject, data: data_of.Data, folder: RunFolder, engine: LocalEngine) -> tuple[Result, Findings]:
     """The whole study; every finished work item is in `folder`, so a killed run goes on where it stopped.
 
     Raises:
         TaskNotDone: the subject prefers the answer no more often than chance.
-        OutOfRange: more heads asked for than the subject has.
     """
-    study = _Study(config, subject, folder, engine)
-    return study.run()
+    return _Study(config, subject, data, folder, engine).run()
 
 
 class _Study:
-    def __init__(self, config: Config, subject: Subject, folder: RunFolder, engine: LocalEngine) -> None:
-        if config.top_k >= subject.shape.n_layers * subject.shape.n_heads:
-            n = subject.shape.n_layers * subject.shape.n_heads
-            raise OutOfRange(
-                f"top_k = {config.top_k}, but {subject.name} has {n} heads, and controls need others beside the chosen; lower it"
-            )
-        self.config, self.subject, self.folder, self.engine = config, subject, folder, engine
-        self.data = data_of.load(config, subject)
+    def __init__(self, config: Config, subject: Subject, data: data_of.Data, folder: RunFolder, engine: LocalEngine) -> None:
+        self.config, self.subject, self.data, self.folder, self.engine = config, subject, data, folder, engine
         self._pairs: dict[str, Sequence[Pair]] = {}
         self._patcher = lru_cache(maxsize=2)(self._make_patcher)
 
@@ -76,9 +91,10 @@ class _Study:
             "attention", self._batches("attended", self.data.shown[:1]), lambda r: {"weights": method.attention_of(r, sets.top)}
         )[0]
         confirmed = self.noising("confirm", self.data.confirm, method.confirm, sets)
-        confirmed["restored"] = self.denoising(self.data.confirm, sets)
-        heldout = self.noising("heldout", self.data.heldout, method.against_layers, sets)
-        disturbed = self.disturb(sets)
+        few = sets.fewer(self.config.control_draws)
+        confirmed["restored"] = self.denoising(self.data.confirm, few)
+        heldout = self.noising("heldout", self.data.heldout, method.against_layers, few)
+        disturbed = self.disturb(few)
         measures = Measuring(self.config, self.data).all(confirmed, heldout, disturbed)
         result = Result(
             schema_=SCHEMA,
@@ -143,10 +159,10 @@ class _Study:
         return {part: method.per_pair([r[part] for r in records]) for part in records[0]}
 
     def disturb(self, sets: method.HeadSets) -> np.ndarray:
-        """KL on unrelated text under mean ablation of the top heads and of three layer-matched sets."""
-        texts = plain_text.sentences(self.config.n_texts, seed=self.config.seed)
+        """KL on unrelated text under mean ablation of the top heads and of layer-matched sets."""
+        texts = sorted(plain_text.sentences(self.config.n_texts, seed=self.config.seed), key=lambda text: (len(text), text))
         size = max(1, self.config.batch_size)
-        tested = [sets.top, *sets.layer_matched[:3]]
+        tested = [sets.top, *sets.layer_matched]
         items = [
             WorkItem(f"texts/{i:04d}", lambda part=texts[i : i + size]: {"kl": method.disturbed(self.subject, part, tested)})  # type: ignore[misc]
             for i in range(0, len(texts), size)

@@ -52,6 +52,7 @@ class Family:
     embed: str
     final_norm: str
     unembed: str
+    attn_norm: str
     attn: str
     qkv: tuple[str, ...]
     out_proj: str
@@ -71,6 +72,10 @@ class Family:
     def attn_of(self, model: nn.Module, layer: int) -> nn.Module:
         """Attention module of a layer."""
         return self.layers_of(model)[layer].get_submodule(self.attn)
+
+    def attn_norm_of(self, model: nn.Module, layer: int) -> nn.Module:
+        """Norm before attention: it is given the residual stream as it enters the layer, after every hook on the layer."""
+        return self.layers_of(model)[layer].get_submodule(self.attn_norm)
 
     def out_proj_of(self, model: nn.Module, layer: int) -> nn.Module:
         """Projection that turns concatenated head values into the attention output."""
@@ -117,6 +122,7 @@ def check(family: Family, model: nn.Module, shape: Shape) -> None:
         layers = family.layers_of(model)
         for layer in range(len(layers)):
             family.out_proj_of(model, layer)
+            family.attn_norm_of(model, layer)
             family.mlp_of(model, layer).get_submodule(family.mlp_down)
             for name in family.qkv:
                 family.attn_of(model, layer).get_submodule(name)

@@ -13,6 +13,7 @@ GPT2 = Family(
     embed="drop",
     final_norm="ln_f",
     unembed="lm_head",
+    attn_norm="ln_1",
     attn="attn",
     qkv=("c_attn",),
     out_proj="c_proj",

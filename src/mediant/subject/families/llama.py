@@ -10,6 +10,7 @@ LLAMA = Family(
     embed="embed_tokens",
     final_norm="norm",
     unembed="lm_head",
+    attn_norm="input_layernorm",
     attn="self_attn",
     qkv=("q_proj", "k_proj", "v_proj"),
     out_proj="o_proj",

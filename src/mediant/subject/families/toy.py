@@ -13,6 +13,7 @@ TOY = Family(
     embed="embed",
     final_norm="norm",
     unembed="unembed",
+    attn_norm="norm",
     attn="attn",
     qkv=("q", "k", "v"),
     out_proj="o",
