@@ -188,22 +188,17 @@ def test_a_unicode_line_separator_inside_a_string_is_part_of_the_string(tmp_path
     assert md.tasks.pairs.read(path).pairs[-1].template == "two\u2028lines"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="pairs are encoded batch by batch, so a bad one is found after hours of work on the others"
-)
 def test_a_bad_pair_is_refused_before_any_work_is_done(refused: Refused, tmp_path: Path):
     lines, words = FILES["prompts of unequal length"]
     folder = refused(words, task=trained.write_lines(tmp_path / "pairs.jsonl", lines))
     assert not (folder / "items.jsonl").exists()
 
 
-LATE: list[dict[str, object]] = [{"task": "agrement"}, {"metric": "logit_dif"}, {"top_k": 12}]
+EARLY: list[dict[str, object]] = [{"task": "agrement"}, {"metric": "logit_dif"}, {"top_k": 12}]
+LATE = pytest.param({"n_texts": 100_000}, marks=pytest.mark.xfail(strict=True, reason="texts are counted when all else is done"))
 
 
-@pytest.mark.parametrize("changed", LATE, ids=str)
-@pytest.mark.xfail(
-    strict=True, reason="the folder is made before task, metric and top_k are checked, so the corrected order is refused"
-)
+@pytest.mark.parametrize("changed", [*EARLY, LATE], ids=str)
 def test_a_refused_order_leaves_no_folder_behind(refused: Refused, changed: dict[str, object]):
     assert not refused([], **changed).exists()
 
@@ -228,9 +223,10 @@ def test_an_untrained_model_cannot_do_the_task(refused: Refused, untrained: Path
 
 def test_the_library_says_so_with_an_error_of_its_own(untrained: Path, pairs: Path, tmp_path: Path):
     config = Config(model=str(untrained), task=str(pairs), n=20, n_discovery=12, top_k=2, device="cpu")
+    subject = load(untrained, device="cpu")
     folder = RunFolder.open(tmp_path / "run", Manifest(study="s", preset="p", config={}))
     with pytest.raises(TaskNotDone, match="no better than chance"):
-        study.run(config, load(untrained, device="cpu"), folder, LocalEngine(show_progress=False))
+        study.run(config, subject, study.prepare(config, subject), folder, LocalEngine(show_progress=False))
 
 
 def test_a_task_that_the_tokenizer_cannot_take_apart_is_refused(refused: Refused):
@@ -366,14 +362,12 @@ def test_a_broken_result_is_not_shown(mediant: Mediant, finished: Path, tmp_path
         mediant("show", tmp_path).refuses("result.json is not a result of this version")
 
 
-@pytest.mark.parametrize("name", ["result.json", "manifest.json"])
-def test_a_run_of_bytes_that_are_no_text_is_refused(
-    mediant: Mediant, arguments: Arguments, finished: Path, name: str, tmp_path: Path
-):
+def test_a_run_of_bytes_that_are_no_text_is_refused(mediant: Mediant, arguments: Arguments, finished: Path, tmp_path: Path):
     folder = shutil.copytree(finished, tmp_path / "run")
-    (folder / name).write_bytes(b"\xff\xfe")
-    called = mediant("show", folder) if name == "result.json" else mediant(*arguments(folder, "--resume"))
-    called.refuses(name)
+    for name in ("result.json", "manifest.json"):
+        (folder / name).write_bytes(b"\xff\xfe")
+    mediant("show", folder).refuses("result.json is not a result of this version")
+    mediant(*arguments(folder, "--resume")).refuses("holds no run of this version")
 
 
 def test_a_broken_manifest_is_refused(mediant: Mediant, arguments: Arguments, finished: Path, tmp_path: Path):

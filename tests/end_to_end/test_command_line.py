@@ -22,7 +22,8 @@ from mediant.subject import fetch, load
 
 NAMED = [
     "accuracy", "argmax_accuracy", "total_effect", "top_heads_effect", "random_heads_effect", "layer_matched_heads_effect",
-    "all_heads_effect", "strongest_head_effect", "top_heads_share", "top_heads_share_layer_matched", "sufficiency_top10", "sufficiency_layer_matched",
+    "all_heads_effect", "strongest_head_effect", "top_heads_share", "top_heads_share_layer_matched", "sufficiency_top10",
+    "sufficiency_layer_matched",
     "generality_heldout_template", "generality_layer_matched", "accuracy_heldout_template", "selectivity_kl",
     "selectivity_kl_layer_matched",
 ]  # fmt: skip

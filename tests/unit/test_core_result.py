@@ -218,9 +218,6 @@ def test_a_file_with_a_number_that_is_none_is_refused(tmp_path, number):
         Result.load(path)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="UnicodeDecodeError is neither OSError nor ValidationError, so it comes through as a traceback"
-)
 def test_a_file_that_is_not_text_is_refused(tmp_path):
     path = tmp_path / "result.json"
     path.write_bytes(b"\xff\xfe\x00\x80")

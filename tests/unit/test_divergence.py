@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from builders import WORDS, subject
 from mediant.interventions import run, scale, zero
-from mediant.measures.divergence import kl, selectivity
+from mediant.measures.divergence import disturbance, kl, record_texts, selectivity
 
 TEXTS = ["Tom went to the store", "the key is near", "When Mary and John went to the park , Anna gave a drink"]
 EDIT = scale("mlp_out.1", "all", -2.0)
@@ -43,6 +43,13 @@ def test_equal_distributions_have_none(reference, shift):
     assert kl(one, one + shift).abs().max() < 1e-5
 
 
+def test_rounding_makes_no_divergence_negative():
+    draw = np.random.default_rng(0)
+    reference = draw.normal(size=(2000, 40)).astype(np.float32)
+    edited = reference + draw.normal(scale=1e-6, size=reference.shape).astype(np.float32)
+    assert kl(torch.from_numpy(reference), torch.from_numpy(edited)).min() >= 0
+
+
 def test_half_precision_is_compared_in_single():
     one, two = torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert kl(one, two).dtype == torch.float32
@@ -74,6 +81,14 @@ def test_texts_of_other_lengths_in_the_batch_change_nothing():
     together = selectivity(lm, TEXTS, [EDIT])
     alone = torch.cat([selectivity(lm, [text], [EDIT]) for text in TEXTS])
     assert torch.allclose(together, alone, rtol=1e-4)
+
+
+def test_texts_recorded_once_serve_every_edit():
+    lm = subject()
+    with torch.no_grad():
+        untouched = record_texts(lm, TEXTS)
+        for edit in (EDIT, scale("head_z.2.1", "last", 3.0)):
+            assert torch.equal(disturbance(untouched, [edit]), selectivity(lm, TEXTS, [edit]))
 
 
 def test_an_edit_of_the_last_token_moves_only_the_last_token():

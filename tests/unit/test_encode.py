@@ -59,6 +59,8 @@ MIXED = [
     asking(replace(LONG, id="l2"), " a drink", " the key"),
 ]
 
+TURNED = [asking(pair, pair.counterfactual_answer, pair.answer) for pair in MIXED]
+
 
 @pytest.mark.parametrize("direction", ["noising", "denoising"])
 def test_each_row_holds_its_own_prompt_and_the_direction_says_which(direction):
@@ -162,7 +164,7 @@ def test_spans_do_not_reach_into_the_answer():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("direction", ["noising", "denoising"])
-@pytest.mark.parametrize("items", [[LONG, SHORT], MIXED], ids=["single", "several"])
+@pytest.mark.parametrize("items", [[LONG, SHORT], MIXED, TURNED], ids=["single", "several", "turned"])
 def test_answers_score_what_teacher_forcing_by_hand_gives(family, direction, items):
     lm = subject(family)
     encoded = encode(lm, items, direction=direction)
@@ -276,6 +278,11 @@ def shifted(pair: Pair, words: str = "near the park , ") -> Pair:
 def test_prompts_that_do_not_line_up_get_a_column_per_shared_span_in_reading_order(second):
     columns = token_columns(subject(), [ioi_pair(), second])
     assert [(c.span, c.label) for c in columns] == [(Span("IO"), "IO"), (Span("S2"), "S2"), (Span("end"), "end")]
+
+
+def test_columns_follow_the_text_and_not_the_order_in_which_spans_were_named():
+    turned = replace(ioi_pair(), clean=Prompt(TEXT, dict(reversed(ioi_pair().clean.spans.items()))))
+    assert [c.label for c in token_columns(subject(), [turned, shifted(ioi_pair())])] == ["IO", "S2", "end"]
 
 
 def without(pair: Pair, *names: str) -> Pair:

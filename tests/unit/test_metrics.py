@@ -165,8 +165,14 @@ def one_number(outcome):
 def every_token(outcome):
     return outcome.logits
 
+def one_too_few(outcome):
+    return outcome.answer_logit[1:]
+
 def plain_list(outcome):
     return outcome.answer_logit.tolist()
+
+def broken(outcome):
+    return outcome.answr_logit
 """
 
 
@@ -204,10 +210,18 @@ def test_a_patch_is_measured_with_the_users_function(mine):
     assert np.abs(effect.values).max() > 0.1
 
 
-@pytest.mark.parametrize(("function", "got"), [("one_number", r"\(\)"), ("every_token", r"\(4, 28\)"), ("plain_list", "list")])
+@pytest.mark.parametrize(
+    ("function", "got"),
+    [("one_number", r"\(\)"), ("every_token", r"\(4, 28\)"), ("one_too_few", r"\(3,\)"), ("plain_list", "list")],
+)
 def test_a_users_function_that_gives_no_number_per_pair_is_refused(mine, function, got):
     with pytest.raises(TaskError, match=rf"mine\.py:{function} must return one number per pair, shape \(4,\); it returned {got}"):
         metric(f"{mine}:{function}")(outcome(single()))
+
+
+def test_a_users_function_that_fails_is_named_with_how(mine):
+    with pytest.raises(TaskError, match=r"metric .*mine\.py:broken failed: AttributeError: .*answr_logit"):
+        metric(f"{mine}:broken")(outcome(single()))
 
 
 @pytest.mark.xfail(

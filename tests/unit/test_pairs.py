@@ -78,9 +78,6 @@ def test_lines_of_another_system_are_read(tmp_path):
     assert [pair.id for pair in read(path).pairs] == ["line-1", "line-2"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="splitlines also splits at U+2028, U+2029 and U+0085, which JSON strings may hold as they are"
-)
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
 def test_a_line_separator_inside_a_text_does_not_end_the_line(tmp_path, separator):
     path = tmp_path / "p.jsonl"

@@ -277,6 +277,42 @@ def test_heads_of_a_layer_are_folded_into_one_replay_and_no_forward_exceeds_the_
     assert [call["times"] for call in calls] == [3, 1]
 
 
+def test_sites_are_replayed_from_the_layer_they_first_change_whatever_their_order(monkeypatch):
+    lm = subject()
+    patcher, calls = Patcher(lm, encode(lm, pairs())), counted(monkeypatch, "replay")
+    names = [
+        "final_resid",
+        "head_z.1.0",
+        "head_z.0.0",
+        "resid_post.0",
+        "head_z.0.1",
+        "mlp_out.1",
+        "resid_post.2",
+        "mlp_out.2",
+        "resid_post.1",
+    ]
+    before = lm.work.token_layers
+    patcher.capture([Site.parse(name) for name in names])
+    captured = lm.work.token_layers
+    patcher.grid([Site.parse(name) for name in names], [Span("last")])
+    # Two sites change layer 0, three layer 1 (the residual stream leaving layer 0 among them), two layer 2, one only the final norm.
+    assert [call["times"] for call in calls] == [2, 3, 2, 1, 1]
+    assert lm.work.token_layers - captured == 4 * 1 * (2 * 3 + 3 * 2 + 2 * 1)
+    assert captured - before == 4 * 5 * 3
+
+
+def test_variants_at_several_spans_fold_from_the_earliest_column_on(monkeypatch):
+    patcher, site = ready(), Site("mlp_out", 1)
+    calls = counted(monkeypatch, "replay")
+    n, width = patcher.pairs.base.n_rows, patcher.pairs.base.n_cols - int(patcher.pairs.first_difference.min())
+    monkeypatch.setattr(patching, "FOLD_TOKENS", 2 * n * width)
+    variants = [patcher.variant(site, span) for span in ("last", "IO", EVERY, "S2")]
+    found = patcher.each(variants)
+    assert [call["times"] for call in calls] == [2, 1]
+    assert np.allclose(found, [patcher.joint([site], span) for span in ("last", "IO", EVERY, "S2")], atol=1e-5)
+    assert found[1].tolist() == [0.0, 0.0, 0.0]
+
+
 def test_a_source_is_captured_once_for_all_sites_and_heads(monkeypatch):
     lm = subject()
     patcher = Patcher(lm, encode(lm, pairs()))
@@ -288,6 +324,15 @@ def test_a_source_is_captured_once_for_all_sites_and_heads(monkeypatch):
     assert len(calls) == 1
     patcher.capture([Site("mlp_out", 1), Site("mlp_out", 2)])
     assert [[site for site, _ in call["capture"]] for call in calls[1:]] == [[Site("mlp_out", 2)]]
+
+
+def test_sites_named_beforehand_are_captured_with_the_first_source_run(monkeypatch):
+    lm, calls = subject(), counted(monkeypatch, "branch")
+    patcher = Patcher(lm, encode(lm, pairs()), capture=[*POST, Site("head_z", 1)])
+    found = patcher.grid([*POST, Site("head_z", 1, 3)], [Span("S2")])
+    assert len(calls) == 1
+    monkeypatch.undo()
+    assert np.allclose(found, Patcher(lm, encode(lm, pairs())).grid([*POST, Site("head_z", 1, 3)], [Span("S2")]), atol=1e-6)
 
 
 def test_progress_is_told_for_every_site_and_span():

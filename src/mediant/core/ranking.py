@@ -9,7 +9,7 @@ helps has a *negative* score when it is ablated. The order is by |score| unless 
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -96,9 +96,3 @@ class Ranking:
             return cls(**data)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path} is not a saved ranking: {error}") from error
-
-
-def heads_outside(chosen: Iterable[Site], n_layers: int, n_heads: int) -> list[Site]:
-    """Every `head_z` site that is not among `chosen`; the pool that random controls draw from."""
-    taken = {(site.layer, site.head) for site in chosen}
-    return [Site("head_z", la, h) for la in range(n_layers) for h in range(n_heads) if (la, h) not in taken]

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mediant.core.errors import MediantError, TaskError, unknown
-from mediant.core.pair import Pair, Prompt
-from mediant.core.span import RESERVED, Span
+from mediant.core.pair import Pair
+from mediant.core.span import Span
 from mediant.subject import Batch, Subject
 from mediant.subject.batch import Tokens
 
@@ -196,8 +196,3 @@ def _label(subject: Subject, tokens: Tokens, index: int) -> str:
     names = [name for name, places in tokens.spans.items() if index in places]
     text = subject.decode([tokens.ids[index]])
     return f"{text} [{names[0]}]" if names else text
-
-
-def span_prompt(prompt: Prompt) -> list[str]:
-    """Names a user may give as a span of this prompt."""
-    return [*prompt.spans, *RESERVED]

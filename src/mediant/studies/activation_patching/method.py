@@ -6,7 +6,6 @@ item of a run and nothing is averaged before it is stored.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from mediant.core.span import Span
 from mediant.interventions.attention import Rows, attending
 from mediant.interventions.edits import set_to
 from mediant.interventions.execute import run
+from mediant.measures.controls import layer_matched, random_sets
 from mediant.measures.divergence import disturbance, record_texts
 from mediant.measures.intervals import Array
 from mediant.search.patching import Patcher
@@ -76,22 +76,9 @@ class HeadSets:
 
 def head_sets(subject: Subject, ranking: Ranking, *, k: int, draws: int, seed: int) -> HeadSets:
     """Top `k` heads, random sets from the other heads, and random sets with the same number per layer."""
-    top = tuple(ranking.sites(k))
-    others = [site for site in subject.heads() if site not in top]
-    rng = Random(seed)
-    random = tuple(tuple(rng.sample(others, min(k, len(others)))) for _ in range(draws))
-    matched = tuple(tuple(_matched(rng, top, others)) for _ in range(draws))
-    return HeadSets(top, random, matched, tuple(subject.heads()))
-
-
-def _matched(rng: Random, top: Sequence[Site], others: Sequence[Site]) -> list[Site]:
-    """For each layer, as many other heads as the top set has there, or all that are left."""
-    chosen: list[Site] = []
-    for layer in sorted({site.layer for site in top if site.layer is not None}):
-        here = [site for site in others if site.layer == layer]
-        wanted = sum(site.layer == layer for site in top)
-        chosen += rng.sample(here, min(wanted, len(here)))
-    return chosen
+    top, every = tuple(ranking.sites(k)), tuple(subject.heads())
+    random = random_sets(top, every, draws=draws, seed=seed)
+    return HeadSets(top, random, layer_matched(top, every, draws=draws, seed=seed), every)
 
 
 def confirm(ready: Patcher, sets: HeadSets) -> dict[str, list[Numbers]]:
