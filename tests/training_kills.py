@@ -1,4 +1,4 @@
-"""A script: kill training with SIGKILL at many lines of its own code, and print what going on afterwards ends in.
+"""A script: kill training with SIGKILL at every line that writes, and print what going on afterwards ends in.
 
 One process imports torch and forks a child for every call, so that a kill costs milliseconds.
 """
@@ -43,10 +43,10 @@ def training(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def tracing(on_line: Callable[[], None]) -> Callable[..., object]:
+def tracing(on_line: Callable[[FrameType], None]) -> Callable[..., object]:
     def local(frame: FrameType, event: str, _: object) -> object:
         if event == "line":
-            on_line()
+            on_line(frame)
         return local
 
     return lambda frame, _, __: local if frame.f_code.co_filename in FILES else None
@@ -65,47 +65,49 @@ def forked(work: Callable[[], str]) -> tuple[int, str]:
     return os.waitpid(child, 0)[1], answer
 
 
-def counted(folder: Path) -> str:
-    lines = 0
-
-    def count() -> None:
-        nonlocal lines
-        lines += 1
-
-    sys.settrace(tracing(count))
+def listed(folder: Path) -> str:
+    """As JSON: the digest of an undisturbed run, and the function and line of everything it executes in order."""
+    lines: list[tuple[str, int]] = []
+    sys.settrace(tracing(lambda frame: lines.append((frame.f_code.co_name, frame.f_lineno))))
     digest = training(folder)
     sys.settrace(None)
-    return f"{lines} {digest}"
+    return json.dumps([digest, lines])
 
 
-def killed_after(folder: Path, lines: int) -> str:
-    left = lines
+def killed_before(folder: Path, place: int) -> str:
+    """Train until the line at that place of the list is due."""
+    left = place
 
-    def count() -> None:
+    def count(_: FrameType) -> None:
         nonlocal left
-        left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
 
     sys.settrace(tracing(count))
     return training(folder)
 
 
-def main(folder: Path, points: int) -> None:
-    """Print, as JSON, the undisturbed digest and what every kill point gave: the signal and the digest at the end."""
+def main(folder: Path) -> None:
+    """Print, as JSON, the undisturbed digest and, by kill point, the line, the signal and the digest at the end."""
     training(folder / "first")  # what is imported late is imported here, once
-    _, answer = forked(lambda: counted(folder / "whole"))
-    lines, undisturbed = int(answer.split()[0]), answer.split()[1]
+    undisturbed, lines = json.loads(forked(lambda: listed(folder / "whole"))[1])
+    places: dict[tuple[str, int], list[int]] = {}
+    for place, (function, number) in enumerate(lines):
+        places.setdefault((function, number), []).append(place)
     outcomes = []
-    for i in range(points):
-        at, place = 1 + i * (lines - 1) // points, folder / str(i)
-        status, _ = forked(lambda place=place, at=at: killed_after(place, at))
-        # A second kill, of the call that goes on, before the one that ends it.
-        forked(lambda place=place, at=at: killed_after(place, 40 + at % 60))
-        outcomes.append((os.WTERMSIG(status), forked(lambda place=place: training(place))[1]))
-    print(json.dumps({"lines": lines, "undisturbed": undisturbed, "outcomes": outcomes}))
+    for (function, number), often in places.items():
+        if function in ("train", "advance", "save", "append", "write"):
+            place, run = often[len(often) // 2], folder / f"{function}-{number}"
+            status, _ = forked(lambda place=place, run=run: killed_before(run, place))
+            digest = forked(lambda run=run: training(run))[1]
+            outcomes.append((f"{function}:{number}", os.WTERMSIG(status), digest))
+    run = folder / "often"
+    deaths = [forked(lambda: killed_before(run, 150))[0] for _ in range(4)]
+    outcomes.append(("often", deaths[0], forked(lambda: training(run))[1]))
+    print(json.dumps({"undisturbed": undisturbed, "outcomes": outcomes}))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]))

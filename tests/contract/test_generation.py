@@ -119,15 +119,8 @@ def test_steps_count_the_tokens_that_were_generated_from_zero():
         assert [(f.forwards, f.tokens, f.unreached_steps) for f in firings] == [(1, 3, (40,))]
 
 
-REDRAWN = "with a cache every step draws anew, and draws the same"
-
-
 @pytest.mark.parametrize("place", ["resid_mid.1", "head_z.1.1"])
-@pytest.mark.parametrize("span", [
-    "prompt",
-    pytest.param("generated", marks=pytest.mark.xfail(strict=True, reason=REDRAWN)),
-    pytest.param("all", marks=pytest.mark.xfail(strict=True, reason=REDRAWN)),
-])  # fmt: skip
+@pytest.mark.parametrize("span", ["prompt", "generated", "all"])
 def test_noise_is_the_same_with_and_without_a_cache(place, span):
     lm = subject()
     batch, _ = clean_and_other(lm)
@@ -137,7 +130,6 @@ def test_noise_is_the_same_with_and_without_a_cache(place, span):
     assert not close(slow, generated(lm, batch, [noise(place, span, 1.5, seed=5)])[1], 1e-2)
 
 
-@pytest.mark.xfail(strict=True, reason="with a cache, every generated token of a row gets the first draw of the seed again")
 def test_noise_is_drawn_anew_for_every_generated_token():
     lm = subject()
     batch = lm.encode(["Tom gave a drink to"])
@@ -150,9 +142,7 @@ def test_noise_is_drawn_anew_for_every_generated_token():
     assert not any(torch.equal(drawn[i], drawn[j]) for i in range(NEW - 1) for j in range(i))
 
 
-@pytest.mark.parametrize("cached", [True, pytest.param(False, marks=pytest.mark.xfail(
-    strict=True, reason="without a cache every forward sees the earlier tokens again, and each is stored again"
-))])  # fmt: skip
+@pytest.mark.parametrize("cached", [True, False])
 def test_a_token_captured_while_generating_is_there_once(cached):
     lm = subject()
     batch, _ = clean_and_other(lm)

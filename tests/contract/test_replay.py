@@ -10,8 +10,9 @@ from test_families import ALL, PARTS, clean_and_other, close, library_model, sit
 from builders import BUILDERS, pairs, subject, tokenizer
 from mediant.core import AttentionEdge, Site, Span
 from mediant.core.errors import EditError
-from mediant.interventions import Edit, Where, add, branch, noise, project_out, record, replay, run, scale, swap, zero
+from mediant.interventions import Edit, Where, add, branch, edit, noise, project_out, record, replay, run, scale, swap, zero
 from mediant.interventions.attention import attending, bias
+from mediant.interventions.replay import suffix_keep
 from mediant.subject import Batch, Subject, wrap
 
 both = [(f, a) for f in BUILDERS for a in ("sdpa", "eager")]
@@ -45,7 +46,7 @@ def same(expected, got) -> bool:
 def test_a_replayed_swap_at_any_site_equals_the_full_run(family, attention, layer):
     lm = subject(family, attention=attention)
     base, source = clean_and_other(lm)
-    spans = [Span("end"), Span.slice(2, 4)]
+    spans = [Span("end"), Span.slice(2, 4)] if attention == "sdpa" else [Span("end")]
     recording = record(lm, base, keep=2)
     assert torch.equal(run(lm, base, keep=2).logits, recording.logits)
     untouched = recording.logits
@@ -68,9 +69,11 @@ def test_copies_folded_into_one_batch_each_equal_their_own_full_run(family, atte
     recording = record(lm, base, keep=keep)
     v = torch.linspace(-1, 2, 32)
     kinds = [
-        lambda s, w: noise(s, "S2", 1.5, seed=3, where=w), lambda s, w: scale(s, "IO", -2.0, w), lambda s, w: zero(s, ALL, w),
+        lambda s, w: add(s, "S2", torch.linspace(-2, 1, _width(lm, s)), where=w),
+        lambda s, w: scale(s, "IO", -2.0, w),
+        lambda s, w: zero(s, ALL, w),
         lambda s, w: project_out(s, "end", torch.linspace(1, 3, _width(lm, s)), w),
-    ]  # fmt: skip
+    ]
     chosen = replayable(1 if attention == "sdpa" else 2)
     for start in range(0, len(chosen), 9):
         part = [(site, kinds[i % 4]) for i, site in enumerate(chosen[start : start + 9])]
@@ -86,6 +89,50 @@ def test_copies_folded_into_one_batch_each_equal_their_own_full_run(family, atte
     assert not close(folded[1][base.mask[1, -keep:]], folded[n + 1][base.mask[1, -keep:]], 1e-3)
 
 
+@pytest.mark.xfail(strict=True, reason="noise is drawn by row of the folded batch, so every copy gets another")
+def test_noise_is_the_same_in_every_copy_and_in_a_full_run():
+    lm = subject()
+    base, _ = clean_and_other(lm)
+    n = base.n_rows
+    edits = [noise("resid_mid.1", "S2", 1.5, seed=3, where=Where(rows=tuple(range(i * n, i * n + n)))) for i in range(2)]
+    first, second = replay(record(lm, base), edits, times=2).logits.split(n)
+    assert close(run(lm, base, [noise("resid_mid.1", "S2", 1.5, seed=3)]).logits, first)
+    assert close(first, second)
+
+
+@every
+def test_an_edit_of_an_outer_context_keeps_each_tokens_own_value_in_a_replay_of_later_columns(family, attention):
+    lm = subject(family, attention=attention)
+    base, source = clean_and_other(lm)
+    values = run(lm, source, capture=[("mlp_out.1", ALL)]).captured[Site("mlp_out", 1), ALL]
+    push = add("resid_mid.1", "end", torch.linspace(-2, 3, 32))
+    for change in (swap("mlp_out.1", ALL, values), noise("mlp_out.1", ALL, 1.0, seed=4)):
+        with edit(lm, change):
+            expected = run(lm, base, [push]).logits
+            assert close(expected, replay(record(lm, base), [push]).logits)
+        assert not close(expected, run(lm, base, [push]).logits, 1e-3)
+
+
+@pytest.mark.xfail(strict=True, reason="a recording forgets its edits, so layers that run again run without them")
+@pytest.mark.parametrize("then", ["resid_pre.1", "mlp_out.0", "attn_out.2"])
+def test_a_replay_keeps_the_edits_of_its_recording(then):
+    lm = subject()
+    base, _ = clean_and_other(lm)
+    first, push = scale("mlp_out.2", "last", -2.0), add(then, "S2", torch.linspace(-2, 3, 32))
+    assert close(run(lm, base, [first, push]).logits, replay(record(lm, base, [first]), [push]).logits)
+
+
+def test_a_mask_of_later_columns_is_causal_over_real_keys_and_never_empty():
+    base, _ = clean_and_other(subject())
+    for column in (0, 5, base.n_cols - 1):
+        keep = suffix_keep(base.mask, column)
+        expected = [
+            [[(k <= q and bool(base.mask[row, k])) or k == q for k in range(base.n_cols)] for q in range(column, base.n_cols)]
+            for row in range(base.n_rows)
+        ]
+        assert expected == keep.tolist()
+
+
 def _width(lm: Subject, site: Site) -> int:
     if site.kind in ("q", "k", "v", "head_z"):
         return lm.shape.d_head
@@ -97,7 +144,8 @@ def test_replays_of_unpadded_edited_and_biased_recordings_equal_the_full_run(fam
     lm = subject(family, attention=attention)
     batch = lm.encode([p.clean for p in pairs()])
     first, then = [scale("mlp_out.0", "IO", 3.0), zero("v.1.0", "S2")], [add("resid_mid.2", "S2", torch.ones(32), 2.0)]
-    assert same(run(lm, batch, then, capture=END), replay(record(lm, batch), then, capture=END))
+    early = [*END, (Site("resid_mid", 1), Span.index(1)), (Site("resid_pre", 0), Span("IO"))]
+    assert same(run(lm, batch, then, capture=early), replay(record(lm, batch), then, capture=early))
     assert close(run(lm, batch, [*first, *then]).logits, replay(record(lm, batch, first), then).logits)
     assert not close(run(lm, batch, then).logits, replay(record(lm, batch, first), then).logits, 1e-3)
     with attending(lm, [bias(AttentionEdge(2, None, "last", "IO"), 5.0)]):

@@ -170,14 +170,17 @@ def test_queries_and_heads_that_were_not_named_stay_as_they_were(attention):
     before = run(lm, batch, capture=[z]).captured[z]
     with attending(lm, [bias(AttentionEdge(1, 2, "S2", "IO"), 8.0), cut(AttentionEdge(1, 0, "last", "S2"))]):
         after = run(lm, batch, capture=[z]).captured[z]
-    changed = {(r, c, h) for r, c, h in _changed(before, after)}
+    changed = set(_changed(before, after, 1e-5))
     allowed = {(r, c, 2) for r in range(3) for c in batch.columns(r, Span("S2"))} | {(r, batch.n_cols - 1, 0) for r in range(3)}
     assert changed <= allowed
     assert {h for *_, h in changed} == {0, 2}
+    # The two heads' rows are computed again for both spans, so there they may differ in their last bit; nowhere else.
+    anew = {(r, c, h) for r in range(3) for c in [*batch.columns(r, Span("S2")), batch.n_cols - 1] for h in (0, 2)}
+    assert set(_changed(before, after, 0.0)) <= anew
 
 
-def _changed(before, after) -> list[tuple[int, int, int]]:
-    differs = (before.values - after.values).abs().amax(-1) > 1e-5
+def _changed(before, after, by: float) -> list[tuple[int, int, int]]:
+    differs = (before.values - after.values).abs().amax(-1) > by
     return [(int(before.rows[n]), int(before.cols[n]), int(h)) for n, h in torch.nonzero(differs)]
 
 
@@ -227,12 +230,9 @@ def test_a_bias_never_opens_a_key_that_the_mask_hides(lm):
         run(lm, batch)  # that key comes after the query
 
 
-HALF = "float16's mask value is not below half of float32's floor, so a hidden key is taken for an open one"
-
-
 @pytest.mark.parametrize(("dtype", "attention"), [
     (torch.float32, "eager"), (torch.bfloat16, "eager"), (torch.bfloat16, "sdpa"), (torch.float16, "sdpa"),
-    pytest.param(torch.float16, "eager", marks=pytest.mark.xfail(strict=True, reason=HALF)),
+    (torch.float16, "eager"),
 ])  # fmt: skip
 def test_a_later_key_stays_closed_in_every_precision(dtype, attention):
     lm = subject(dtype=dtype, attention=attention)
@@ -243,11 +243,7 @@ def test_a_later_key_stays_closed_in_every_precision(dtype, attention):
     assert int(seen.rows[0].weights[0, 0, 2:].count_nonzero()) == 0
 
 
-FUTURE = "the mask's floor is finite, so a query whose every key is cut spreads over the keys the mask hides"
-
-
 @implementations
-@pytest.mark.xfail(strict=True, reason=FUTURE)
 @pytest.mark.parametrize("query", ["first", "S2", "last"])
 def test_a_query_needs_one_key(attention, query):
     lm = subject(attention=attention)
@@ -261,7 +257,6 @@ def test_a_query_needs_one_key(attention, query):
         run(lm, batch)
 
 
-@pytest.mark.xfail(strict=True, reason="an infinite or undefined bias gives logits that are not numbers")
 @pytest.mark.parametrize("beta", [float("inf"), float("nan")])
 def test_a_bias_that_is_no_number_is_refused(lm, batch, beta):
     with pytest.raises(MediantError), attending(lm, [bias(AttentionEdge(1, 2, "last", "S2"), beta)]):

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from mediant.core import Ranking, Scored, Site
 from mediant.core.errors import OutOfRange, RunError, UnknownName
-from mediant.core.ranking import heads_outside
 
 SCORES = {"head_z.0.0": 0.5, "head_z.0.1": -2.0, "head_z.1.0": 1.0, "head_z.1.1": 0.0}
 entries = st.lists(
@@ -159,12 +158,3 @@ def test_a_missing_ranking_file_is_refused_by_its_path(tmp_path):
         Ranking.load(tmp_path / "none.json")
     with pytest.raises(RunError):
         Ranking.load(tmp_path)
-
-
-@given(st.integers(0, 4), st.integers(0, 4), st.sets(st.tuples(st.integers(0, 3), st.integers(0, 3))))
-def test_the_pool_of_random_controls_is_every_other_head(n_layers, n_heads, chosen):
-    pool = heads_outside([Site("head_z", la, h) for la, h in chosen], n_layers, n_heads)
-    everything = {(la, h) for la in range(n_layers) for h in range(n_heads)}
-    assert {(s.layer, s.head) for s in pool} == everything - chosen
-    assert len(pool) == len(everything - chosen)
-    assert all(s.kind == "head_z" for s in pool)

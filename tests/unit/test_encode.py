@@ -11,7 +11,7 @@ from builders import WORDS, ioi_pair, pairs, subject
 from mediant.core import Pair, Prompt, Span
 from mediant.core.errors import SpanError, TaskError, UnknownName
 from mediant.subject import Subject
-from mediant.tasks.encode import PairBatch, encode, span_prompt, token_columns
+from mediant.tasks.encode import PairBatch, encode, token_columns
 
 EVERY = Span("all")
 TEXT, OTHER = (
@@ -301,7 +301,3 @@ def test_the_last_token_is_added_unless_a_span_is_the_last_token_of_every_prompt
     assert [(c.span, c.label) for c in columns] == [(Span("IO"), "IO"), (Span("S2"), "S2"), (Span("last"), "last")]
     early = replace(ioi_pair(), clean=Prompt(TEXT, {**ioi_pair().clean.spans, "end": (49, 50)}))
     assert [c.label for c in token_columns(subject(), [early, shifted(ioi_pair())])] == ["IO", "S2", "end", "last"]
-
-
-def test_a_user_may_name_the_prompts_spans_and_the_reserved_ones():
-    assert span_prompt(ioi_pair().clean) == ["IO", "S2", "end", "all", "prompt", "last", "generated"]

@@ -35,6 +35,15 @@ def test_an_interval_is_as_wide_as_the_normal_law_says(n):
     assert abs(sum(found.ci95) / 2 - 5.0) < 0.2 / np.sqrt(n)
 
 
+def test_one_resample_in_forty_lies_below_the_interval_and_one_above():
+    x = normal_sample(40, 12)
+    drawn = np.array([x[i].mean() for i in resamples(40, None, draws=2000, seed=6)])
+    low, high = estimate(x, seed=6).ci95
+    assert ((drawn < low).sum(), (drawn > high).sum()) == (50, 50)
+    low, high = mean_over_draws(x[None], seed=6).ci95
+    assert ((drawn < low).sum(), (drawn > high).sum()) == (50, 50)
+
+
 def test_the_estimate_is_the_mean_and_its_number_of_items():
     found = estimate([1.0, 2.0, 6.0])
     assert (found.value, found.n) == (3.0, 3)

@@ -210,10 +210,10 @@ def test_a_patch_is_measured_with_the_users_function(mine):
     assert np.abs(effect.values).max() > 0.1
 
 
-@pytest.mark.parametrize(
-    ("function", "got"),
-    [("one_number", r"\(\)"), ("every_token", r"\(4, 28\)"), ("one_too_few", r"\(3,\)"), ("plain_list", "list")],
-)
+WRONG_SHAPES = {"one_number": r"\(\)", "every_token": r"\(4, 28\)", "one_too_few": r"\(3,\)", "plain_list": "list"}
+
+
+@pytest.mark.parametrize(("function", "got"), WRONG_SHAPES.items())
 def test_a_users_function_that_gives_no_number_per_pair_is_refused(mine, function, got):
     with pytest.raises(TaskError, match=rf"mine\.py:{function} must return one number per pair, shape \(4,\); it returned {got}"):
         metric(f"{mine}:{function}")(outcome(single()))

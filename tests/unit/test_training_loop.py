@@ -130,12 +130,13 @@ def test_slices_of_time_come_to_the_same_bits_and_the_same_log(tmp_path: Path, b
     assert (expected, whole) == (parameters, log)
 
 
-def test_a_run_killed_at_any_line_and_called_again_ends_in_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_killed_at_any_line_that_writes_and_called_again_ends_in_the_same_bits(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "training_kills.py"
-    done = subprocess.run([sys.executable, script, tmp_path, "14"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=True)
     outcome = json.loads(done.stdout)
-    assert outcome["lines"] > 300
-    assert [[9, outcome["undisturbed"]]] * 14 == outcome["outcomes"]
+    assert len(outcome["outcomes"]) > 40
+    assert [line for line, signal, _ in outcome["outcomes"] if signal != 9] == []
+    assert [line for line, _, digest in outcome["outcomes"] if digest != outcome["undisturbed"]] == []
 
 
 def test_a_finished_run_is_read_and_not_trained_further(tmp_path: Path) -> None:

@@ -62,12 +62,14 @@ class Targets:
 
     Attributes:
         rows, cols: row and absolute column of each.
+        positions: columns counted from the first token of each row's prompt, whatever the padding.
         chosen: its place among all `total` tokens of the span, of which this forward may cover only some.
         steps: generated tokens among them, counted from 0.
     """
 
     rows: Int[Tensor, " n"]
     cols: Int[Tensor, " n"]
+    positions: Int[Tensor, " n"]
     chosen: Int[Tensor, " n"]
     total: int
     steps: frozenset[int] = frozenset()
@@ -152,9 +154,9 @@ class Edit:
         return old - (old @ value)[..., None] * value
 
     def _drawn(self, old: Tensor, targets: "Targets") -> Tensor:
-        """Standard normal noise that depends on seed, row and column alone, so a cache makes no difference."""
-        places = zip(targets.rows.tolist(), targets.cols.tolist(), strict=True)
-        seeds = [hash((self.seed, row, col)) & 0x7FFF_FFFF for row, col in places]
+        """Standard normal noise that depends on seed, row and position alone: caches and padding make no difference."""
+        places = zip(targets.rows.tolist(), targets.positions.tolist(), strict=True)
+        seeds = [hash((self.seed, row, position)) & 0x7FFF_FFFF for row, position in places]
         drawn = [torch.randn(old.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(drawn).to(old)
 

@@ -11,7 +11,7 @@ edits come first.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -209,7 +209,9 @@ class Active:
             rows, cols = torch.cat([rows, extra[:, 0]]), torch.cat([cols, extra[:, 1]])
             total = len(rows)
         inside = (cols >= window.offset) & (cols < window.offset + window.width)
-        return Targets(rows[inside], cols[inside], torch.nonzero(inside).flatten(), total, steps)
+        rows, cols = rows[inside], cols[inside]
+        positions = cols - torch.tensor(batch.start, device=cols.device)[rows]
+        return Targets(rows, cols, positions, torch.nonzero(inside).flatten(), total, steps)
 
     @staticmethod
     def _scheduled(edit: Edit | None, step: int) -> bool:
@@ -256,13 +258,14 @@ def edit(subject: Subject, *edits: Edit, capture: Sequence[Place] = ()) -> Itera
         EditNeverFired: forwards ran inside the block and an edit with a target touched nothing.
     """
     active = Active(subject, edits, capture)
-    before = subject.window.batch
+    window = subject.window
+    before = replace(window)
     active.attach()
     try:
         yield active
     finally:
         active.detach()
-        subject.window.batch = before
+        window.batch, window.offset, window.width = before.batch, before.offset, before.width
     active.check()
 
 
