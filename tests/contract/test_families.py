@@ -2,7 +2,6 @@
 
 import copy
 import functools
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from mediant.core import Site, Span
 from mediant.core.site import HEAD_KINDS, LAYERLESS_KINDS, SITE_KINDS
 from mediant.interventions import Activation, Where, add, edit, run, scale, set_to, swap, zero
 from mediant.interventions.attention import Rows, attending
-from mediant.subject import Batch, Subject, load, wrap
+from mediant.subject import Batch, Subject, wrap
 
 families = pytest.mark.parametrize("family", list(BUILDERS))
 implementations = pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -369,41 +368,3 @@ def test_the_last_layers_output_is_what_the_final_norm_reads_and_unembeds_to_the
     assert torch.equal(value[Site("resid_post", 2)], value[Site("final_resid")])
     assert torch.equal(value[Site("embed")], value[Site("resid_pre", 0)])
     assert close(run(lm, batch).last, lm.unembed(value[Site("final_resid")]))
-
-
-# --- placement -----------------------------------------------------------------------------------------------
-
-PARTS = {
-    "llama": [
-        "model.embed_tokens",
-        "model.rotary_emb",
-        "model.layers.0",
-        "model.layers.1",
-        "model.layers.2",
-        "model.norm",
-        "lm_head",
-    ],
-    "gpt2": ["transformer.wte", "transformer.wpe", "transformer.drop", "transformer.h", "transformer.ln_f", "lm_head"],
-}
-
-
-@pytest.mark.parametrize("family", list(PARTS))
-@pytest.mark.parametrize("placed", ["whole", "split", "hooked"])
-def test_a_device_map_is_respected_and_hooks_work_on_what_it_placed(family, placed, tmp_path):
-    library_model(family).save_pretrained(tmp_path)
-    tokenizer().save_pretrained(tmp_path)
-    lm = load(tmp_path, device_map={"": "cpu"} if placed == "whole" else dict.fromkeys(PARTS[family], "cpu"))
-    if placed == "hooked":
-        from accelerate import dispatch_model
-
-        dispatch_model(lm.model, dict.fromkeys(PARTS[family], "cpu"), force_hooks=True)
-    where = [(id(p), p.device) for p in lm.model.parameters()]
-    plain = subject(family)
-    batch, _ = clean_and_other(lm)
-    changes: list[Callable] = [lambda s: zero(s, "S2"), lambda s: scale(s, ALL, 2.0)]
-    for site in sites():
-        for change in changes:
-            assert close(run(plain, batch, [change(site)]).last, run(lm, batch, [change(site)]).last, 1e-6), str(site)
-    assert torch.equal(plain.generate(batch, max_new_tokens=4), lm.generate(batch, max_new_tokens=4))
-    assert where == [(id(p), p.device) for p in lm.model.parameters()]
-    assert {torch.device("cpu")} == {p.device for p in lm.model.parameters()}

@@ -108,6 +108,12 @@ def test_the_same_direction_gives_the_same_bytes(tmp_path):
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
+def test_the_order_in_which_notes_were_made_does_not_change_the_file(tmp_path):
+    for name, meta in (("a", {"n": "3", "method": "means"}), ("b", {"method": "means", "n": "3"})):
+        Direction.from_vector([3.0, 4.0], Site("resid_post", 3), meta=meta).save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
 def refused(path) -> None:
     with pytest.raises(RunError, match="is not a saved direction"):
         Direction.load(path)

@@ -168,7 +168,6 @@ def test_noise_is_the_same_in_a_replay(lm, batch):
     assert torch.allclose(run(lm, batch, [made]).last, replay(record(lm, batch), [made]).last, atol=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="noise is drawn by padded column, so it depends on the side of the padding")
 def test_noise_is_the_same_on_either_side_of_padding(lm, batch):
     made = noise("resid_mid.1", "all", 0.5, seed=3)
     left, right = values(lm, batch, "resid_mid.1", made), values(lm, lm.encode(PROMPTS, side="right"), "resid_mid.1", made)

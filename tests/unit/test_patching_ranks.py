@@ -37,7 +37,7 @@ def test_a_ranking_is_of_the_kind_its_sites_share(sites, unit):
 
 def test_a_ranking_names_its_metric_and_resamples_templates():
     items = [replace(ioi_pair(), id=str(i), template=f"t{i // 2}") for i in range(12)]
-    table = np.repeat(np.arange(6.0), 2)[None]
+    table = np.repeat(np.arange(6.0), 2)[None] + np.random.default_rng(0).normal(size=(1, 12))
     ranking = ranking_of([POST[0]], table, items, method="m", by=np.mean)
     assert ranking.metric == "mean"
     assert ranking_of([POST[0]], table, items, method="m", by="prob_diff").metric == "prob_diff"

@@ -99,6 +99,8 @@ def test_a_source_is_captured_once_for_all_sites_and_heads(monkeypatch):
     assert len(calls) == 1
     patcher.capture([Site("mlp_out", 1), Site("mlp_out", 2)])
     assert [[site for site, _ in call["capture"]] for call in calls[1:]] == [[Site("mlp_out", 2)]]
+    patcher.joint([Site("mlp_out", 1), Site("mlp_out", 2), Site("head_z", 0, 1)])
+    assert len(calls) == 2
 
 
 def test_sites_named_beforehand_are_captured_with_the_first_source_run(monkeypatch):

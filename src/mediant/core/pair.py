@@ -44,7 +44,7 @@ class Prompt:
 
 def find_once(text: str, piece: str, name: str) -> tuple[int, int]:
     """Character range of `piece` in `text`; a `SpanError` unless it occurs exactly once."""
-    count = text.count(piece) if piece else 0
+    count = sum(text.startswith(piece, i) for i in range(len(text))) if piece else 0
     if count != 1:
         raise SpanError(f"span {name!r}: {piece!r} occurs {count} times in {text!r}; give [start, stop] instead")
     start = text.index(piece)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mediant.core.errors import OutOfRange, RunError
+from mediant.core.errors import OutOfRange, RunError, unknown
 from mediant.core.site import Site
 
 Rule = Literal["absolute", "most_negative", "most_positive"]
@@ -58,6 +58,8 @@ class Ranking:
     provenance: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.rule not in _ORDER:
+            raise unknown("rule", self.rule, _ORDER)
         key = _ORDER[self.rule]
         object.__setattr__(self, "entries", sorted(self.entries, key=lambda s: (key(s), s.mediator)))
 
@@ -94,5 +96,5 @@ class Ranking:
                 Scored(e["mediator"], e["score"], tuple(e["ci95"]) if e["ci95"] else None, e["n"]) for e in data["entries"]
             ]
             return cls(**data)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(f"{path} is not a saved ranking: {error}") from error

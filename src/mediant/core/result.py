@@ -7,6 +7,7 @@
 `result.json` follows `SCHEMA`; `Result.json_schema()` publishes it. A value is null only with a reason.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,7 +22,17 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 class Measure(BaseModel):
     """One number with what is needed to believe it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # The published schema says it too: a number with its interval, or a reason.
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"value": {"type": "number"}, "ci95": {"type": "array"}}, "required": ["value", "ci95"]},
+                {"properties": {"reason": {"type": "string", "minLength": 1}}, "required": ["reason"]},
+            ]
+        },
+    )
 
     value: Finite | None = Field(description="The estimate; null only where `reason` says why it cannot be given.")
     n: int = Field(ge=0, description="Number of items behind the estimate.")
@@ -36,6 +47,8 @@ class Measure(BaseModel):
             raise ValueError("a measure without a value needs a reason")
         if self.value is not None and self.ci95 is None and not self.reason:
             raise ValueError("a measure without an interval needs a reason")
+        if self.ci95 is not None and (self.value is None or self.ci95[0] > self.ci95[1]):
+            raise ValueError(f"an interval belongs to a value and runs from low to high, got {self.ci95}")
         return self
 
 
@@ -44,14 +57,17 @@ class Result(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    schema_: Literal["mediant/result/1"] = Field(
-        default="mediant/result/1", validation_alias="schema", serialization_alias="schema"
-    )
+    schema_: Literal["mediant/result/1"] = Field(validation_alias="schema", serialization_alias="schema")
     study: str
     preset: str
     measures: dict[str, Measure]
     limits: list[str] = Field(min_length=1, description="What this result does not show.")
     provenance: dict[str, Any] = Field(description="Model and its hash, seed, versions, device, dtype, changed fields.")
+
+    @model_validator(mode="after")
+    def _plain_provenance(self) -> Self:
+        json.dumps(self.provenance, allow_nan=False)
+        return self
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Span:
     stop: int | None = None
 
     def __post_init__(self) -> None:
-        if bool(self.name) == (self.start is not None):
+        if bool(self.name) == (self.start is not None) or (self.name and self.stop is not None):
             raise SpanError(f"a span is a name or a range of tokens, got name {self.name!r} and start {self.start}")
 
     @classmethod

@@ -32,6 +32,7 @@ from mediant.subject import Batch, Subject
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 CUT = float("-inf")
+Change = tuple[int | None, "Bias"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Attending:
             for head in request.heads or (0,):
                 subject.validate(Site("head_z", request.layer, head))
         self._layers = {b.edge.layer for b in biases} | {r.layer for r in rows}
+        self._outer = [context for context in subject.attending if isinstance(context, Attending)]
         self._fired = [0] * len(self.biases)
         self._tokens = [0] * len(self.biases)
 
@@ -143,18 +145,21 @@ class Attending:
         batch, offset = self.subject.window.batch, self.subject.window.offset
         assert batch is not None  # noqa: S101 - noted before any layer runs
         call = _Call(query, key, value, mask, float(kwargs.get("scaling") or query.shape[-1] ** -0.5), batch, offset)
-        changes = [(i, b) for i, b in enumerate(self.biases) if b.edge.layer == layer]
-        if changes:
-            output = self._rewrite(call, output, changes)
+        own = [(i, b) for i, b in enumerate(self.biases) if b.edge.layer == layer]
+        # A row computed anew must keep what the contexts around this one do to it.
+        outer = [(None, b) for context in self._outer for b in context.biases if b.edge.layer == layer]
+        changes: list[Change] = [*outer, *own]
+        if own:
+            output = self._rewrite(call, output, own, changes)
         for observed in self.rows:
             if observed.request.layer == layer:
                 self._observe(call, observed, changes)
         return output, weights
 
-    def _rewrite(self, call: "_Call", output: Tensor, changes: list[tuple[int, Bias]]) -> Tensor:
+    def _rewrite(self, call: "_Call", output: Tensor, own: list[tuple[int, Bias]], changes: "list[Change]") -> Tensor:
         output = output.clone()
-        heads = sorted({h for _, b in changes for h in call.heads(b.edge.head)})
-        keep = call.touched([b for _, b in changes])
+        heads = sorted({h for _, b in own for h in call.heads(b.edge.head)})
+        keep = call.touched([b for _, b in own])
         rows = torch.nonzero(keep.any(0)).flatten()
         if not len(rows):
             return output
@@ -168,7 +173,7 @@ class Attending:
         return output
 
     def _weights(
-        self, call: "_Call", heads: list[int], rows: Tensor, changes: list[tuple[int, Bias]], wanted: Tensor, *, count: bool
+        self, call: "_Call", heads: list[int], rows: Tensor, changes: "list[Change]", wanted: Tensor, *, count: bool
     ) -> Tensor:
         """Softmax of the biased logits; rows that are not `wanted` may be padding, whose weights mean nothing."""
         logits = call.logits(heads, rows)
@@ -180,14 +185,14 @@ class Attending:
                 added = torch.zeros_like(logits[:, 0]).masked_fill(hit, one.beta)
                 for j in mine:
                     logits[:, j] = logits[:, j] + added
-                if count:
+                if count and i is not None:
                     self._fired[i] += 1
                     self._tokens[i] += int(queries.sum())
         if bool((wanted[:, None] & ~logits.isfinite().any(-1)).any()):
             raise EditError("cutting these edges leaves a query with no key to attend to; leave it at least one")
         return logits.softmax(-1)
 
-    def _observe(self, call: "_Call", observed: ObservedRows, changes: list[tuple[int, Bias]]) -> None:
+    def _observe(self, call: "_Call", observed: ObservedRows, changes: "list[Change]") -> None:
         request = observed.request
         heads = list(request.heads) if request.heads is not None else list(range(call.query.shape[1]))
         wanted = call.span_rows(Span.of(request.query))
@@ -282,10 +287,12 @@ def attending(subject: Subject, biases: Sequence[Bias] = (), *, rows: Sequence[R
     name = _install(before, attending_now)
     handle = subject.base.register_forward_pre_hook(attending_now.note_window, with_kwargs=True)
     batch = subject.window.batch
+    subject.attending.append(attending_now)
     try:
         config._attn_implementation = name
         yield attending_now
     finally:
+        subject.attending.remove(attending_now)
         config._attn_implementation = before
         handle.remove()
         _uninstall(name)

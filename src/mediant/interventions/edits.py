@@ -122,7 +122,10 @@ class Edit:
             keep = self._checked_index(old.shape[-1])
             new[..., keep] = self._operate(old, targets)[..., keep]
             return new
-        f = self.features.encode(old)
+        try:
+            f = self.features.encode(old)
+        except RuntimeError as error:
+            raise EditError(f"{self.label}: the features do not fit values of shape {tuple(old.shape[1:])}: {error}") from error
         swapped = self.kind == "swap"
         target = self.features.encode(self._swapped(old, targets)) if swapped else self._operate(f, targets)
         keep = self._checked_index(self.features.n_features)
@@ -155,7 +158,9 @@ class Edit:
 
     def _drawn(self, old: Tensor, targets: "Targets") -> Tensor:
         """Standard normal noise that depends on seed, row and position alone: caches and padding make no difference."""
-        places = zip(targets.rows.tolist(), targets.positions.tolist(), strict=True)
+        # Copies of a batch that are folded into one get the same noise: a row counts from the first that is edited.
+        first = min(self.rows) if self.rows else 0
+        places = zip((targets.rows - first).tolist(), targets.positions.tolist(), strict=True)
         seeds = [hash((self.seed, row, position)) & 0x7FFF_FFFF for row, position in places]
         drawn = [torch.randn(old.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(drawn).to(old)

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mediant.core.errors import EditError, EditNeverFired
+from mediant.core.errors import EditError, EditNeverFired, OutOfRange
 from mediant.core.site import Site
 from mediant.core.span import Span
 from mediant.interventions.edits import Activation, Edit, Targets
@@ -117,9 +117,9 @@ class Active:
         # After the edits: what is remembered is what the module really gets.
         for line in self._lines:
             partner = line.tap.partner
-            if partner is not None and partner not in self._memory:
+            if partner is not None and partner is not line.tap.module and partner not in self._memory:
                 self._memory[partner] = torch.empty(0)
-                self._hook(partner, self._remember, before=True)
+                self._hook(partner, self.remember, before=True)
 
     def detach(self) -> None:
         """Take every hook away."""
@@ -132,7 +132,7 @@ class Active:
         if before:
             self._handles.append(module.register_forward_pre_hook(function, with_kwargs=True))
         else:
-            self._handles.append(module.register_forward_hook(function))
+            self._handles.append(module.register_forward_hook(function, with_kwargs=True))
 
     def _note_window(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
@@ -142,7 +142,8 @@ class Active:
         self.subject.observe(ids, kwargs.get("attention_mask"), 0 if cache is None else cache.get_seq_length())
         self.forwards += 1
 
-    def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep what a module was given, for the sites derived from it."""
         self._memory[module] = first_input(args, kwargs)
 
     def pass_by(self, lines: list[_Line], raw: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ class Active:
                 line.seen.append((old, targets.rows, targets.cols))
                 continue
             new = line.edit.apply(old, targets)
-            raw = line.tap.scatter(raw, at, line.site.head, old, new)
+            raw = line.tap.scatter(raw, at, line.site.head, old, new, memory)
             self._note_change(line, raw, at, new - old)
             line.count.add(old, new, targets.steps)
         return raw
@@ -195,6 +196,9 @@ class Active:
                 "sequences are not supported under edits"
             )
         edit = line.edit
+        wrong = [row for row in (edit.rows or () if edit else ()) if not 0 <= row < batch.n_rows]
+        if edit is not None and wrong:
+            raise OutOfRange(f"{edit.label}: rows {wrong[:5]} do not exist, this batch has rows 0 to {batch.n_rows - 1}")
         rows, cols = edit.places if edit and edit.places else batch.locate(line.span, edit.rows if edit else None)
         total, steps = len(rows), frozenset[int]()
         if edit is not None and (edit.steps is not None or edit.empty):
@@ -242,7 +246,9 @@ def _on_input(active: Active, lines: list[_Line]) -> Any:
 
 
 def _on_output(active: Active, lines: list[_Line]) -> Any:
-    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if any(line.tap.partner is module for line in lines):
+            active.remember(module, args, kwargs)
         if isinstance(output, tuple):
             return (active.pass_by(lines, output[0]), *output[1:])
         return active.pass_by(lines, output)

@@ -51,7 +51,7 @@ class Recording:
         return self.hidden[layer][:, column:].repeat(times, 1, 1)
 
 
-def record(subject: Subject, batch: Batch, edits: Sequence[Edit] = (), *, keep: int = 1) -> Recording:
+def record(subject: Subject, batch: Batch, *, keep: int = 1) -> Recording:
     """Run a batch once, keeping what replays need.
 
     Raises:
@@ -75,7 +75,7 @@ def record(subject: Subject, batch: Batch, edits: Sequence[Edit] = (), *, keep: 
         hidden.append(args[0])
 
     subject.work.token_layers += batch.n_rows * batch.n_cols * subject.shape.n_layers
-    with subject.reading(batch), edit(subject, *edits):
+    with subject.reading(batch), edit(subject):
         handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in subject.layers]
         handles.append(subject.family.final_norm_of(subject.model).register_forward_pre_hook(note_final))
         try:
@@ -113,7 +113,7 @@ def replay(
         (_first_layer(subject, site) for site in [e.site for e in live] + [s for s, _ in places]), default=subject.shape.n_layers
     )
     column = _first_column(batch, live, places, keep)
-    before, subject.window = subject.window, Window(batch, column, batch.n_cols - column)
+    before, subject.window = subject.window, Window(batch, column, batch.n_cols - column, declared=True)
     try:
         with edit(subject, *live, capture=places) as active:
             active.forwards += 1

@@ -55,12 +55,18 @@ class Tap:
         chosen: Tensor = split if head is None else split[:, head]
         return chosen
 
-    def scatter(self, raw: Float[Tensor, "batch pos width"], at: Where, head: int | None, old: Tensor, new: Tensor) -> Tensor:
+    def scatter(
+        self, raw: Float[Tensor, "batch pos width"], at: Where, head: int | None, old: Tensor, new: Tensor, memory: Tensor | None
+    ) -> Tensor:
         """A copy of `raw` in which the site's values at some tokens are `new` instead of `old`."""
         result = raw.clone()
-        if self.derive is not None:
+        if self.keeps_changes:
             change = new - old
             result[at[0], at[1]] += change.sum(1) if change.ndim == 3 else change
+            return result
+        if memory is not None:
+            # The model adds the residual back: the difference to it gives the new value, to the last bit where it is zero.
+            result[at[0], at[1]] = torch.where(new == old, result[at[0], at[1]], new - memory[at[0], at[1]])
             return result
         full = result[at[0], at[1]]
         place = slice(*(self.part or (None,)))

@@ -54,8 +54,9 @@ class Effect:
 
     @property
     def normalised(self) -> float:
-        """Share of the total effect: mean NIE / mean TE."""
-        return float(self.values.mean() / self.total.mean())
+        """Share of the total effect: mean NIE / mean TE; 0 where there is no total effect to share."""
+        total = float(self.total.mean())
+        return float(self.values.mean()) / total if total else 0.0
 
     def __str__(self) -> str:
         fired = sum(f.tokens for f in self.firings)

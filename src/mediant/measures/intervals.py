@@ -80,6 +80,10 @@ def estimate_ratio(
     bottom = np.ones_like(top) if denominator is None else np.asarray(denominator, dtype=np.float64)
     if top.ndim != 1 or not len(top) or not (np.isfinite(top).all() and np.isfinite(bottom).all()):
         raise TaskError(f"an estimate needs finite per-item values, got shape {top.shape}")
+    if top.shape != bottom.shape or not bottom.size or bottom.mean() == 0:
+        raise TaskError(
+            f"a ratio needs as many items below as above and a mean below that is not zero, got {len(top)} over {len(bottom)}"
+        )
     drawn = [top[i].mean() / bottom[i].mean() for i in resamples(len(top), clusters, draws=draws, seed=seed)]
     return Estimate(float(top.mean() / bottom.mean()), _interval(drawn), len(top))
 

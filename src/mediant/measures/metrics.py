@@ -138,7 +138,7 @@ def metric(name: str | Metric) -> Metric:
         UnknownName: no such metric, module, file or function.
     """
     if callable(name):
-        return name
+        return name if name in METRICS.values() else _checked(name, getattr(name, "__name__", "function"))
     if name in METRICS:
         return METRICS[name]
     module, colon, function = name.rpartition(":")

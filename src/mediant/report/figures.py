@@ -41,22 +41,25 @@ def heat_maps(
     figure: Figure = make_subplots(
         rows=1, cols=len(tables), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=[plain(name) for name, _ in tables]
     )
-    shown = [plain(visible(c)) for c in columns]
+    shown, lines = [plain(visible(c)) for c in columns], [plain(r) for r in rows]
     # Equal tokens would fall on one tick, so columns are numbered and the ticks carry the text.
     x = list(range(len(columns)))
     axes: dict[str, object] = {}
     for i, (name, table) in enumerate(tables, start=1):
         hover = [
-            [f"{plain(name)}<br>{row_title} {r}, {c}<br>{v:+.3f} {plain(unit)}" for c, v in zip(shown, line, strict=True)]
-            for r, line in zip(rows, table, strict=True)
+            [f"{plain(name)}<br>{plain(row_title)} {r}, {c}<br>{v:+.3f} {plain(unit)}" for c, v in zip(shown, line, strict=True)]
+            for r, line in zip(lines, table, strict=True)
         ]
         axis = f"coloraxis{i}" if i > 1 else "coloraxis"
-        trace = Heatmap(z=table.tolist(), x=x, y=list(rows), text=hover, hoverinfo="text", coloraxis=axis, xgap=1, ygap=1)
+        trace = Heatmap(
+            z=table.tolist(), x=x, y=list(range(len(lines))), text=hover, hoverinfo="text", coloraxis=axis, xgap=1, ygap=1
+        )
         figure.add_trace(trace, row=1, col=i)
         axes[axis] = _colour_axis(table, figure.layout[f"xaxis{i}" if i > 1 else "xaxis"].domain)
     figure.update_xaxes(tickvals=x, ticktext=shown, tickangle=-60, showgrid=False)
-    figure.update_yaxes(showgrid=False, dtick=max(1, len(rows) // 10))
-    figure.update_yaxes(title_text=row_title, col=1)
+    ticks = list(range(0, len(lines), max(1, len(lines) // 10)))
+    figure.update_yaxes(showgrid=False, tickvals=ticks, ticktext=[lines[i] for i in ticks])
+    figure.update_yaxes(title_text=plain(row_title), col=1)
     figure.update_layout(**axes, height=520)
     return figure
 
@@ -79,7 +82,7 @@ def intervals(points: Sequence[Point], *, unit: str, zero: bool = True) -> "Figu
     labels = [plain(p.label) for p in points]
     figure.add_trace(
         Scatter(
-            x=[p.value for p in points], y=labels, mode="markers", marker={"size": 9, "color": [p.colour for p in points]},
+            x=[p.value for p in points], y=list(range(len(points))), mode="markers", marker={"size": 9, "color": [p.colour for p in points]},
             error_x={
                 "type": "data", "symmetric": False, "array": [p.high - p.value for p in points],
                 "arrayminus": [p.value - p.low for p in points], "thickness": 1.5, "color": MUTED,
@@ -88,7 +91,7 @@ def intervals(points: Sequence[Point], *, unit: str, zero: bool = True) -> "Figu
             hoverinfo="text", showlegend=False,
         )
     )  # fmt: skip
-    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False, tickvals=list(range(len(points))), ticktext=labels)
     figure.update_xaxes(title_text=plain(unit), zeroline=zero)
     figure.update_layout(height=90 + 26 * len(points))
     return figure

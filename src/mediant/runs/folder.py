@@ -14,13 +14,14 @@ An item is one `write` of one line; a line cut short by a kill is dropped when t
 """
 
 import errno
+import fcntl
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -45,8 +46,8 @@ class Manifest(BaseModel):
 class RunFolder:
     """An open run folder."""
 
-    def __init__(self, path: Path, manifest: Manifest, done: dict[str, Json]) -> None:
-        self.path, self.manifest, self.done = path, manifest, done
+    def __init__(self, path: Path, manifest: Manifest, done: dict[str, Json], lock: IO[bytes]) -> None:
+        self.path, self.manifest, self.done, self._lock = path, manifest, done, lock
 
     @classmethod
     def open(cls, path: Path, manifest: Manifest, *, resume: bool = False) -> "RunFolder":
@@ -61,14 +62,15 @@ class RunFolder:
             if not resume:
                 raise RunError(f"{path} already holds a run; add --resume to go on with it, or choose another --out")
             _same(read_manifest(path), manifest, path)
-            return cls(path, manifest, _read_items(path / "items.jsonl"))
+            lock = _lock(path)
+            return cls(path, manifest, _read_items(path / "items.jsonl"), lock)
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             # A run killed while it began leaves at most a hidden half of its manifest.
             if any(not file.name.startswith(".manifest.json.") for file in path.iterdir()):
                 raise RunError(f"{path} is not empty and holds no run; choose another --out")
             write_atomically(existing, manifest.model_dump_json(indent=1) + "\n")
-        return cls(path, manifest, {})
+        return cls(path, manifest, {}, _lock(path))
 
     def append(self, key: str, record: Json) -> Json:
         """Store a finished item.
@@ -102,6 +104,18 @@ class RunFolder:
             return write_atomically(self.path / name, text)
 
 
+def _lock(path: Path) -> IO[bytes]:
+    """Hold the folder while this process fills it; the system lets go when the process ends, however it ends."""
+    with disk_errors(path):
+        file = (path / ".lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise RunError(f"another process is filling {path}; wait for it, or choose another --out") from error
+    return file
+
+
 def write_atomically(path: Path, text: str) -> Path:
     """Write text beside `path` and move it into place."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -122,7 +136,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(
                 f"the disk that holds {path} is full; free some space and go on with --resume (finished items are kept)"
             ) from error

@@ -52,7 +52,7 @@ class Patcher:
         self._fork = int(pairs.first_difference.min())
         with torch.no_grad():
             self.base: Recording = record(subject, pairs.base, keep=pairs.keep)
-            places = [(site, Span("all")) for site in capture]
+            places = [(site, Span("all")) for site in dict.fromkeys(_whole(subject.validate(site)) for site in capture)]
             source = branch(self.base, pairs.source, self._fork, capture=places, keep=pairs.keep)
         self.outcome = Outcome(pairs, self.base.logits)
         self.before, self.source = self.measured(self.outcome), self.measured(Outcome(pairs, source.logits))

@@ -54,7 +54,9 @@ class StudyCard:
     def _explain(self, error: ValidationError) -> MediantError:
         parts = []
         for problem in error.errors():
-            name = str(problem["loc"][0])
+            name = str(problem["loc"][0]) if problem["loc"] else ""
+            if not name:
+                return MediantError(f"{self.name}: {problem['msg']}")
             if problem["type"] == "extra_forbidden":
                 close = nearest(name, self.config.model_fields)
                 hint = (

@@ -29,12 +29,15 @@ if TYPE_CHECKING:
 class Window:
     """Which columns of which batch the forward in progress covers: `[offset, offset + width)`.
 
-    `written` holds what edits added to single heads' contributions in this forward: module -> (row, column, head, d_model).
+    `declared` says that a caller named the batch; otherwise each forward that begins at column 0
+    makes its own. `written` holds what edits added to single heads' contributions in this forward: module -> (row, column,
+    head, d_model).
     """
 
     batch: Batch | None = None
     offset: int = 0
     width: int = 0
+    declared: bool = False
     written: dict[nn.Module, Tensor] = field(default_factory=dict)
 
 
@@ -59,6 +62,7 @@ class Subject:
     shape: Shape
     fingerprint: str = ""
     window: Window = field(default_factory=Window)
+    attending: list[object] = field(default_factory=list)
     work: Work = field(default_factory=Work)
 
     @property
@@ -165,12 +169,20 @@ class Subject:
                 batch.ids, attention_mask=batch.mask.long(), max_new_tokens=max_new_tokens, do_sample=False, use_cache=use_cache,
                 pad_token_id=self.pad_id, eos_token_id=eos, min_new_tokens=None if stop_at_eos else max_new_tokens,
             )  # fmt: skip
-        return ids[:, batch.n_cols :]
+        new = ids[:, batch.n_cols :]
+        self.work.token_layers += self._generation_work(batch, new.shape[1], use_cache)
+        return new
+
+    def _generation_work(self, batch: Batch, new: int, use_cache: bool) -> int:
+        """Tokens x layers: the prompt, then every generated token but the last, again and again without a cache."""
+        longer = range(batch.n_cols, batch.n_cols + new)
+        tokens = batch.n_cols + new - 1 if use_cache else sum(longer)
+        return batch.n_rows * tokens * self.shape.n_layers
 
     @contextmanager
     def reading(self, batch: Batch) -> Iterator[None]:
         """Declare the batch that forwards inside this block run on, so spans can be resolved."""
-        before, self.window = self.window, Window(batch, 0, batch.n_cols)
+        before, self.window = self.window, Window(batch, 0, batch.n_cols, declared=True)
         try:
             yield
         finally:
@@ -180,6 +192,6 @@ class Subject:
         """Note the columns a forward covers; called by the hook on the base module."""
         window = self.window
         window.written.clear()
-        if window.batch is None or (offset == 0 and window.batch.ids.shape[0] != ids.shape[0]):
+        if window.batch is None or (offset == 0 and not window.declared):
             window.batch = bare_batch(ids, mask)
         window.offset, window.width = offset, ids.shape[1]

@@ -97,7 +97,7 @@ def parse(lines: Iterable[str]) -> tuple[list[Pair], list[str]]:
 def _object(line: str) -> dict[str, object]:
     try:
         found = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise TaskError(f"not JSON: {error}") from error
     if not isinstance(found, dict):
         raise TaskError(f"expected a JSON object, got {type(found).__name__}")

@@ -1,8 +1,8 @@
 """Settings of the activation-patching study. Torch-free."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mediant.studies.config import StudyConfig
 
@@ -32,3 +32,9 @@ class Config(StudyConfig):
     control_draws: int = Field(3, ge=1, description="Head sets behind the controls of sufficiency, generality and selectivity.")
     n_texts: int = Field(200, ge=4, description="Unrelated sentences behind selectivity.")
     batch_size: int = Field(25, ge=1, description="Pairs run together. Part of the result's last digits, so part of the config.")
+
+    @model_validator(mode="after")
+    def _enough_draws(self) -> Self:
+        if self.control_draws > self.random_draws:
+            raise ValueError(f"control_draws ({self.control_draws}) are taken from the random_draws ({self.random_draws})")
+        return self

@@ -118,7 +118,12 @@ def verdict(measures: dict[str, Measure]) -> str:
     top, control = measures["top_heads_effect"].value, measures["layer_matched_heads_effect"].value
     if top is None or control is None:
         raise ValueError("these two measures are always given")
-    ratio = abs(top) / max(abs(control), 1e-9)
+    if control == 0:
+        return (
+            "Control missing: writing into other heads of the same layers changed nothing at all, so either there are none "
+            "beside the chosen ones or they cannot matter; choose fewer heads."
+        )
+    ratio = abs(top) / abs(control)
     numbers = f"the top heads' joint effect is {top:+.2f}, that of layer-matched other heads {control:+.2f}"
     if ratio >= ENOUGH:
         return f"Control: {numbers}, {ratio:.1f} times smaller."

@@ -210,7 +210,7 @@ def _refuse_if_not_done(data: data_of.Data, records: Sequence[Json], subject: Su
             "there is no behaviour to locate. Check the answers' leading spaces and the prompts' wording, or take a stronger "
             "model."
         )
-    if abs(total.mean()) < 0.2 * total.std():
+    if abs(total.mean()) <= 0.2 * total.std():
         raise TaskNotDone(
             f"the counterfactual prompts hardly change {subject.name}'s answer on {data.name!r}: mean total effect "
             f"{total.mean():+.3f}, spread {total.std():.3f}. Choose counterfactuals whose answer differs."
