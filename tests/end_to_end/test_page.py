@@ -102,7 +102,6 @@ def test_the_page_draws_every_figure_in_silence_and_asks_for_nothing_else(opened
         assert seen.said == []
 
 
-@pytest.mark.xfail(strict=True, reason="a token, or a path in the heading, that is longer than a phone's line is not broken")
 def test_the_page_of_long_words_is_no_wider_than_a_phone(opened: Open):
     with opened("light", 390) as seen:
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -201,7 +201,6 @@ NESTED = "the inner context computes its row anew from plain logits, so the oute
 
 
 @implementations
-@pytest.mark.xfail(strict=True, reason=NESTED)
 def test_nested_biases_on_one_row_add_up_as_in_one_context(attention):
     lm = subject(attention=attention)
     batch = lm.encode(PROMPTS)

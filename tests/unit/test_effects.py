@@ -45,7 +45,6 @@ def test_an_effect_prints_its_mean_interval_number_share_and_tokens():
     assert str(effect(1)) == "label: -1.000 (one pair, no interval, n = 1; 50% of the total effect -2.000; 7 tokens written)"
 
 
-@pytest.mark.xfail(strict=True, reason="dividing by a total effect of zero warns and prints 'nan%' or 'inf%'")
 def test_an_effect_prints_even_where_the_prompts_do_not_differ_in_total():
     toy = plant("single")
     same = [Pair(str(i), Prompt("a1 b1 ="), Prompt("a1 b0 ="), " yes", " no") for i in range(2)]

@@ -199,7 +199,9 @@ def test_a_users_function_comes_from_a_module(mine, tmp_path, monkeypatch):
 
 
 def test_a_function_itself_is_a_metric():
-    assert metric(torch.nn.Identity()).__class__ is torch.nn.Identity
+    found = metric(lambda o: 2 * o.answer_logit)(outcome(single()))
+    assert torch.equal(found, 2 * outcome(single()).answer_logit)
+    assert metric(METRICS["prob_diff"]) is METRICS["prob_diff"]
 
 
 def test_a_patch_is_measured_with_the_users_function(mine):
@@ -224,12 +226,12 @@ def test_a_users_function_that_fails_is_named_with_how(mine):
         metric(f"{mine}:broken")(outcome(single()))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a function given as such is not checked; one number for all pairs is spread over them silently"
-)
 def test_a_function_given_as_such_is_checked_too():
-    with pytest.raises(TaskError):
-        patch(subject(), pairs(), at=Site("resid_post", 2), by=lambda o: o.answer_logit.mean())
+    def one_number(o: Outcome) -> torch.Tensor:
+        return o.answer_logit.mean()
+
+    with pytest.raises(TaskError, match=r"metric one_number must return one number per pair, shape \(4,\); it returned \(\)"):
+        patch(subject(), pairs(), at=Site("resid_post", 2), by=one_number)
 
 
 def test_a_missing_function_is_named_with_its_neighbours(mine):

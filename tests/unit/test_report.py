@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_figures_travel_as_json_without_markup_and_arrive_unchanged(text: str):
     # Plotly reads markup in labels, so these stay escaped once more.
     assert ticks == [plain(visible(text))] * 2
     assert "<" not in ticks[0]
-    assert reader.figure(2)["data"][0]["y"] == [plain(text)]
+    assert reader.figure(2)["layout"]["yaxis"]["ticktext"] == [plain(text)]
 
 
 def test_the_page_forbids_every_connection_and_names_no_address(harmless: Reader):
@@ -184,7 +185,8 @@ def test_a_heat_map_holds_the_numbers_given():
     figure = heat_maps([("left", first), ("right", second)], [" a", "b", "b"], ["0", "1"], unit="nats").to_dict()
     assert [np.asarray(trace["z"]).tolist() for trace in figure["data"]] == [first.tolist(), second.tolist()]
     assert [list(trace["x"]) for trace in figure["data"]] == [[0, 1, 2]] * 2
-    assert [list(trace["y"]) for trace in figure["data"]] == [["0", "1"]] * 2
+    assert [list(trace["y"]) for trace in figure["data"]] == [[0, 1]] * 2
+    assert list(figure["layout"]["yaxis"]["ticktext"]) == ["0", "1"]
     assert [figure["layout"][axis]["ticktext"] for axis in ("xaxis", "xaxis2")] == [["·a", "b", "b"]] * 2
     assert [title["text"] for title in figure["layout"]["annotations"]] == ["left", "right"]
 
@@ -206,11 +208,17 @@ def test_the_hover_of_a_cell_says_where_it_is_and_its_number():
     assert hover[1][1] == "left<br>layer 7, b<br>+0.250 nats"
 
 
-@pytest.mark.xfail(strict=True, reason="labels of rows and their title are not escaped, unlike those of columns")
 def test_the_rows_of_a_heat_map_are_text_too():
     figure = heat_maps([("n", np.zeros((1, 1)))], ["x"], ["<b>r</b>"], unit="u", row_title="<b>t</b>").to_dict()
-    shown = [*figure["data"][0]["y"], figure["layout"]["yaxis"]["title"]["text"], figure["data"][0]["text"][0][0]]
+    shown = [*figure["layout"]["yaxis"]["ticktext"], figure["layout"]["yaxis"]["title"]["text"], figure["data"][0]["text"][0][0]]
     assert [text for text in shown if "<b>" in text] == []
+
+
+def test_a_tall_heat_map_names_every_nth_row_where_it_is():
+    rows = [str(100 + i) for i in range(33)]
+    axis = heat_maps([("n", np.zeros((33, 1)))], ["x"], rows, unit="u").to_dict()["layout"]["yaxis"]
+    assert 8 <= len(axis["tickvals"]) <= 20
+    assert list(axis["ticktext"]) == [rows[i] for i in axis["tickvals"]]
 
 
 def test_a_table_that_does_not_fit_its_labels_is_refused():
@@ -222,7 +230,8 @@ def test_intervals_hold_estimates_and_both_ends():
     points = [Point("a", 1.0, 0.5, 2.0, "#111111"), Point("b", -1.0, -1.25, -1.0)]
     figure = intervals(points, unit="nats").to_dict()
     (trace,) = figure["data"]
-    assert (list(trace["x"]), list(trace["y"])) == ([1.0, -1.0], ["a", "b"])
+    assert (list(trace["x"]), list(trace["y"])) == ([1.0, -1.0], [0, 1])
+    assert list(figure["layout"]["yaxis"]["ticktext"]) == ["a", "b"]
     error = trace["error_x"]
     assert (list(error["array"]), list(error["arrayminus"]), error["symmetric"]) == ([1.0, 0.0], [0.5, 0.25], False)
     assert list(trace["hovertext"]) == ["a: +1.000 [+0.500, +2.000]", "b: -1.000 [-1.250, -1.000]"]
@@ -231,7 +240,6 @@ def test_intervals_hold_estimates_and_both_ends():
     assert figure["layout"]["xaxis"]["title"]["text"] == "nats"
 
 
-@pytest.mark.xfail(strict=True, reason="labels are the axis, so two estimates of one name fall on one line")
 def test_two_estimates_of_one_name_are_two_lines():
     figure = intervals([Point("a", 1.0, 0.5, 2.0), Point("a", 3.0, 2.5, 4.0)], unit="u").to_dict()
     assert len(set(figure["data"][0]["y"])) == 2
@@ -251,3 +259,11 @@ def test_a_token_is_shaded_by_its_sign_and_strength():
 
 def test_the_same_page_gives_the_same_bytes():
     assert render(page("x")) == render(page("x"))
+
+
+def test_no_figure_can_end_its_script_whatever_its_library_writes():
+    hostile = {"data": [{"name": "</script><script>alert(1)</script><!--"}], "layout": {}}
+    figure = SimpleNamespace(to_json=lambda: json.dumps(hostile))
+    reader = Reader(render(Page("t", "l", result(), [Section("s", "t", figure=figure)])))  # type: ignore[arg-type]
+    assert reader.figure(0) == hostile
+    assert len(reader.scripts) == 3

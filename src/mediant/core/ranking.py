@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mediant.core.errors import OutOfRange, RunError, unknown
+from mediant.core.errors import MediantError, OutOfRange, RunError, unknown
 from mediant.core.site import Site
 
 Rule = Literal["absolute", "most_negative", "most_positive"]
@@ -96,5 +96,5 @@ class Ranking:
                 Scored(e["mediator"], e["score"], tuple(e["ci95"]) if e["ci95"] else None, e["n"]) for e in data["entries"]
             ]
             return cls(**data)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, MediantError) as error:
             raise RunError(f"{path} is not a saved ranking: {error}") from error

@@ -57,7 +57,9 @@ class Result(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    schema_: Literal["mediant/result/1"] = Field(validation_alias="schema", serialization_alias="schema")
+    schema_: Literal["mediant/result/1"] = Field(
+        default="mediant/result/1", validation_alias="schema", serialization_alias="schema"
+    )
     study: str
     preset: str
     measures: dict[str, Measure]
@@ -66,13 +68,16 @@ class Result(BaseModel):
 
     @model_validator(mode="after")
     def _plain_provenance(self) -> Self:
-        json.dumps(self.provenance, allow_nan=False)
+        try:
+            json.dumps(self.provenance, allow_nan=False)
+        except TypeError as error:
+            raise ValueError(f"provenance must be plain JSON: {error}") from error
         return self
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """The published JSON schema of `result.json`."""
-        return cls.model_json_schema(by_alias=True)
+        return cls.model_json_schema(by_alias=True, mode="serialization")
 
     def to_json(self) -> str:
         """Deterministic JSON: the same result gives the same bytes."""
@@ -86,6 +91,10 @@ class Result(BaseModel):
     def load(cls, path: Path | str) -> "Result":
         """Read and validate a `result.json`."""
         try:
-            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
+            found = cls.model_validate_json(text)
+            if "schema" not in json.loads(text):
+                raise ValueError(f"it names no schema, expected {SCHEMA}")
         except (OSError, ValueError) as error:
             raise RunError(f"{path} is not a result of this version: {error}") from error
+        return found

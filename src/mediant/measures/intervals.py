@@ -34,7 +34,7 @@ class Estimate:
     n: int
 
 
-def resamples(n: int, clusters: Sequence[str] | None, *, draws: int, seed: int) -> list[npt.NDArray[np.int64]]:
+def resamples(n: int, clusters: Sequence[str] | None, *, draws: int, seed: int) -> list[npt.NDArray[np.int32]]:
     """Index arrays of bootstrap resamples of `n` items."""
     if clusters is not None and len(clusters) != n:
         raise TaskError(f"{n} items but {len(clusters)} cluster labels")
@@ -42,8 +42,8 @@ def resamples(n: int, clusters: Sequence[str] | None, *, draws: int, seed: int) 
 
 
 # Measures of one study share their items, so the same resamples serve them all.
-@lru_cache(maxsize=8)
-def _resamples(n: int, clusters: tuple[str, ...] | None, draws: int, seed: int) -> list[npt.NDArray[np.int64]]:
+@lru_cache(maxsize=2)
+def _resamples(n: int, clusters: tuple[str, ...] | None, draws: int, seed: int) -> list[npt.NDArray[np.int32]]:
     rng = np.random.default_rng(seed)
     labels = np.asarray(clusters if clusters is not None else [""] * n)
     _, first, sizes = np.unique(labels, return_index=True, return_counts=True)
@@ -54,7 +54,7 @@ def _resamples(n: int, clusters: tuple[str, ...] | None, draws: int, seed: int) 
         chosen = np.arange(len(first)) if len(first) < MIN_CLUSTERS else rng.integers(len(first), size=len(first))
         size = np.repeat(sizes[chosen], sizes[chosen])
         within = np.floor(rng.random(len(size)) * size).astype(np.int64)
-        result.append(members[np.repeat(starts[chosen], sizes[chosen]) + within])
+        result.append(members[np.repeat(starts[chosen], sizes[chosen]) + within].astype(np.int32))
     return result
 
 
@@ -84,7 +84,9 @@ def estimate_ratio(
         raise TaskError(
             f"a ratio needs as many items below as above and a mean below that is not zero, got {len(top)} over {len(bottom)}"
         )
-    drawn = [top[i].mean() / bottom[i].mean() for i in resamples(len(top), clusters, draws=draws, seed=seed)]
+    sums = [(top[i].sum(), bottom[i].sum()) for i in resamples(len(top), clusters, draws=draws, seed=seed)]
+    # A resample without anything below has no ratio to contribute.
+    drawn = [above / below for above, below in sums if below != 0]
     return Estimate(float(top.mean() / bottom.mean()), _interval(drawn), len(top))
 
 

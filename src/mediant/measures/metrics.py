@@ -135,7 +135,8 @@ def metric(name: str | Metric) -> Metric:
     """A metric by name, or the user's own as `file.py:function` or `module:function`.
 
     Raises:
-        UnknownName: no such metric, module, file or function.
+        UnknownName: no such metric or function.
+        TaskError: the module or file cannot be imported, or the function does not return one number per pair.
     """
     if callable(name):
         return name if name in METRICS.values() else _checked(name, getattr(name, "__name__", "function"))

@@ -82,7 +82,8 @@ def intervals(points: Sequence[Point], *, unit: str, zero: bool = True) -> "Figu
     labels = [plain(p.label) for p in points]
     figure.add_trace(
         Scatter(
-            x=[p.value for p in points], y=list(range(len(points))), mode="markers", marker={"size": 9, "color": [p.colour for p in points]},
+            x=[p.value for p in points], y=list(range(len(points))), mode="markers",
+            marker={"size": 9, "color": [p.colour for p in points]},
             error_x={
                 "type": "data", "symmetric": False, "array": [p.high - p.value for p in points],
                 "arrayminus": [p.value - p.low for p in points], "thickness": 1.5, "color": MUTED,

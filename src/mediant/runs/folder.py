@@ -18,10 +18,11 @@ import fcntl
 import json
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -46,8 +47,13 @@ class Manifest(BaseModel):
 class RunFolder:
     """An open run folder."""
 
-    def __init__(self, path: Path, manifest: Manifest, done: dict[str, Json], lock: IO[bytes]) -> None:
-        self.path, self.manifest, self.done, self._lock = path, manifest, done, lock
+    def __init__(self, path: Path, manifest: Manifest, done: dict[str, Json], lock: int) -> None:
+        self.path, self.manifest, self.done = path, manifest, done
+        self._release = weakref.finalize(self, os.close, lock)
+
+    def close(self) -> None:
+        """Let others open the folder."""
+        self._release()
 
     @classmethod
     def open(cls, path: Path, manifest: Manifest, *, resume: bool = False) -> "RunFolder":
@@ -62,8 +68,13 @@ class RunFolder:
             if not resume:
                 raise RunError(f"{path} already holds a run; add --resume to go on with it, or choose another --out")
             _same(read_manifest(path), manifest, path)
-            lock = _lock(path)
-            return cls(path, manifest, _read_items(path / "items.jsonl"), lock)
+            folder = cls(path, manifest, {}, _lock(path))
+            try:
+                folder.done = _read_items(path / "items.jsonl")
+            except RunError:
+                folder.close()
+                raise
+            return folder
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             # A run killed while it began leaves at most a hidden half of its manifest.
@@ -104,16 +115,16 @@ class RunFolder:
             return write_atomically(self.path / name, text)
 
 
-def _lock(path: Path) -> IO[bytes]:
+def _lock(path: Path) -> int:
     """Hold the folder while this process fills it; the system lets go when the process ends, however it ends."""
     with disk_errors(path):
-        file = (path / ".lock").open("ab")
+        handle = os.open(path / "manifest.json", os.O_RDONLY)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        file.close()
+        os.close(handle)
         raise RunError(f"another process is filling {path}; wait for it, or choose another --out") from error
-    return file
+    return handle
 
 
 def write_atomically(path: Path, text: str) -> Path:

@@ -146,7 +146,7 @@ def patch(
     subject: Subject,
     pairs: Pair | Sequence[Pair],
     *,
-    at: Site | Sequence[Site],
+    at: Site | str | Sequence[Site],
     span: Span | str = "all",
     by: str | Metric = "logit_diff",
     direction: Direction = "noising",
@@ -158,6 +158,7 @@ def patch(
         TaskError: pairs that cannot be aligned.
     """
     items = [pairs] if isinstance(pairs, Pair) else list(pairs)
+    at = Site.parse(at) if isinstance(at, str) else at
     sites = [at] if isinstance(at, Site) else list(at)
     patcher = Patcher(subject, encode(subject, items, direction=direction), by=by)
     values, firings = patcher.effect([patcher.swap(subject.validate(site), span) for site in sites])

@@ -5,6 +5,7 @@ outcome.result.measures["accuracy"], outcome.folder
 """
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -64,6 +65,7 @@ def carry_out(order: Order) -> Outcome:
     Raises:
         MediantError: anything the user can mend; finished items are kept for `--resume`.
     """
+    from mediant.report import render
     from mediant.studies.provenance import versions
     from mediant.subject import load
 
@@ -78,10 +80,8 @@ def carry_out(order: Order) -> Outcome:
     study = import_module(f"{order.study.module}.study")
     figures = import_module(f"{order.study.module}.figures")
     data = study.prepare(config, subject)
-    folder = RunFolder.open(path, manifest, resume=order.resume)
-    result, found = study.run(config, subject, data, folder, LocalEngine(show_progress=order.show_progress))
-    from mediant.report import render
-
-    folder.write("index.html", render(figures.page(result, found, subject)))
-    folder.write("result.json", result.to_json())
+    with closing(RunFolder.open(path, manifest, resume=order.resume)) as folder:
+        result, found = study.run(config, subject, data, folder, LocalEngine(show_progress=order.show_progress))
+        folder.write("index.html", render(figures.page(result, found, subject)))
+        folder.write("result.json", result.to_json())
     return Outcome(result, path)

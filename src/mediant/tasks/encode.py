@@ -172,7 +172,7 @@ class Column:
 
 
 def token_columns(subject: Subject, pairs: Sequence[Pair]) -> list[Column]:
-    """Columns for an effect map over pairs: single tokens where all prompts line up, else named spans and the gaps between.
+    """Columns for an effect map over pairs: single tokens where all prompts line up, else named spans.
 
     Prompts line up when they share a template and a length. Otherwise the spans that every prompt names are
     used, in the first prompt's order, plus `last`.

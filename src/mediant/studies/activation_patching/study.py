@@ -62,6 +62,7 @@ def prepare(config: Config, subject: Subject) -> data_of.Data:
         )
     data = data_of.load(config, subject)
     metric(data.metric)
+    plain_text.sentences(config.n_texts, seed=config.seed)
     for pairs in (data.shown, data.discovery, data.confirm, data.heldout):
         if pairs:
             encode(subject, pairs)
