@@ -21,7 +21,10 @@ from transformers import (
 from mediant.core import Pair, Prompt
 from mediant.subject import Subject, wrap
 
-WORDS = ["</s>", "<pad>", "the", "a", "When", "Mary", "John", "Tom", "Anna", "and", "went", "to", "store", "park", ",", "gave", "drink", "ball", ".", "said", "is", "are", "key", "keys", "near", "one", "two", "three"]
+TEXT = (
+    "</s> <pad> the a When Mary John Tom Anna and went to store park , gave drink ball . said is are key keys near one two three"
+)
+WORDS = TEXT.split()
 SIZES = {
     "vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 0,

@@ -10,6 +10,6 @@ from jaxtyping import install_import_hook
 CHECKED = ["mediant.subject", "mediant.interventions", "mediant.measures", "mediant.search", "mediant.tasks", "mediant.training"]
 install_import_hook(CHECKED, "shapes.check")
 
-import torch
+import torch  # noqa: E402 - after the hook that checks shapes
 
 torch.set_num_threads(1)

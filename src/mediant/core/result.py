@@ -77,7 +77,9 @@ class Result(BaseModel):
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """The published JSON schema of `result.json`."""
-        return cls.model_json_schema(by_alias=True, mode="serialization")
+        published = cls.model_json_schema(by_alias=True)
+        published["required"] = ["schema", *published["required"]]
+        return published
 
     def to_json(self) -> str:
         """Deterministic JSON: the same result gives the same bytes."""
