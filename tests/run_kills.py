@@ -71,6 +71,7 @@ def compared(place: Path, whole: Path) -> dict[str, object]:
         "missing": [name for name in names if name not in there],
         "differ": [name for name in there if (place / name).read_bytes() != (whole / name).read_bytes()],
         "twice": len(keys) - len(set(keys)),
+        "left": len(list(place.iterdir())) - len(list(whole.iterdir())),
     }
 
 

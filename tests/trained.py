@@ -5,11 +5,13 @@ write_pairs(Path("pairs.jsonl"))                   # "the keys near the door" ->
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -48,6 +50,15 @@ def save(model: LlamaForCausalLM, folder: Path) -> Path:
     """A model folder as users have them: config, safetensors, tokenizer."""
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
+    return folder
+
+
+def with_weights_changed(model: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """A copy of a model folder whose tensors `change` has altered in place."""
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 

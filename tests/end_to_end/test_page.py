@@ -188,6 +188,26 @@ def test_the_figures_hold_the_numbers_of_the_run(opened: Open, page_file: Path):
         assert drawn[layer] == pytest.approx([sum(values) / len(values) for values in heads])
 
 
+def test_the_table_of_pairs_holds_the_stored_numbers_of_each_pair(opened: Open, page_file: Path):
+    stored = [json.loads(line) for line in (page_file.parent / "items.jsonl").read_text().splitlines()]
+    parts = [record for stage in ("confirm/", "heldout/") for record in stored if record["key"].startswith(stage)]
+    expected = [
+        [f"{part['before'][i]:+.2f}", f"{part['total'][i]:+.2f}", f"{part['effects']['top'][0][i]:+.2f}"]
+        for part in parts
+        for i in range(len(part["before"]))
+    ]
+    with opened() as seen:
+        cells = seen.page.evaluate(
+            "[...document.querySelectorAll('section:has(summary) table')][0].querySelectorAll('tr').values()"
+            ".map(row => [...row.children].map(cell => cell.textContent)).toArray()"
+        )
+    assert len(expected) == 36
+    assert [row[4:7] for row in cells[1:]] == expected
+    assert len({row[0] for row in cells[1:]}) == 36
+    for row in cells[1:]:
+        assert row[3] == ("are" if any(f" {plural} " in row[2] for _, plural in trained.NOUNS) else "is")
+
+
 def section(page: "Page", title: str) -> "Locator":
     return page.locator("section", has=page.locator("h2", has_text=title))
 

@@ -294,14 +294,26 @@ def test_two_names_of_one_tensor_are_edited_in_order_and_heads_apart(lm, batch):
     assert torch.allclose(expected * torch.tensor([1.0, 1, 1, 2])[:, None], got, atol=1e-5)
 
 
-def test_gradients_flow_through_an_edit_to_its_value(lm, batch):
+UNMOVED = "where nothing changes, the attention output is passed on as it was, and the gradient to the edit with it"
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "site", ["resid_pre.1", "resid_mid.1", "attn_out.1", "head_z.1.2", "head_result.1.2", "q.1.0", "resid_post.2"]
+)
+def test_gradients_flow_through_an_edit_to_its_value(request, batch, site, start):
+    if site == "resid_mid.1" and not start:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=UNMOVED))
+    lm, width = subject("gpt2", dtype=torch.float64), 8 if site.startswith(("head_z", "q")) else 32
+    span = "last" if site == "resid_post.2" else "S2"
+    at, step = start * vector(width).double(), 1e-5 * vector(width, 1).double()
+
+    def measured(v: Tensor) -> Tensor:
+        return run(lm, batch, [add(site, span, v), scale("mlp_out.2", "all", 0.5)]).last[:, 3].sum()
+
     with torch.enable_grad():
-        v = vector(32).double().requires_grad_()
-        double = subject("gpt2", dtype=torch.float64)
-        run(double, batch, [add("resid_mid.1", "S2", v), scale("mlp_out.2", "all", 0.5)]).last[:, 3].sum().backward()
-    step = 1e-5 * vector(32, 1).double()
-    up, down = (
-        run(double, batch, [add("resid_mid.1", "S2", vector(32).double() + s), scale("mlp_out.2", "all", 0.5)]).last
-        for s in (step, -step)
-    )
-    assert float((up - down)[:, 3].sum() / 2) == pytest.approx(float(v.grad @ step), rel=1e-6)
+        v = at.clone().requires_grad_()
+        measured(v).backward()
+    slope = float(measured(at + step) - measured(at - step)) / 2
+    assert abs(slope) > 1e-8
+    assert slope == pytest.approx(float(v.grad @ step), rel=1e-5)

@@ -113,7 +113,6 @@ def test_a_key_that_occurs_twice_in_the_file_is_refused(left: Path):
         resumed(left)
 
 
-@pytest.mark.xfail(strict=True, reason="a lock is kept when the items turn out to be broken")
 def test_a_folder_that_was_refused_is_not_held(left: Path):
     path = left / "items.jsonl"
     whole = path.read_bytes()

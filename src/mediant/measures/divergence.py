@@ -6,6 +6,7 @@ Low is selective: the edit leaves unrelated text alone.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,17 +24,26 @@ def kl(reference: Float[Tensor, "*n vocab"], edited: Float[Tensor, "*n vocab"]) 
     return F.kl_div(q, p, log_target=True, reduction="none").sum(-1).clamp(min=0)
 
 
-def record_texts(subject: Subject, texts: Sequence[str]) -> Recording:
-    """The untouched model on some texts, with logits at every token."""
+@dataclass(frozen=True, eq=False)
+class Untouched:
+    """The untouched model on some texts: its recording and its log-probabilities at every token."""
+
+    recording: Recording
+    logp: Float[Tensor, "text pos vocab"]
+
+
+def record_texts(subject: Subject, texts: Sequence[str]) -> Untouched:
+    """Run the untouched model on some texts once, for as many edits as follow."""
     batch = subject.encode(list(texts))
-    return record(subject, batch, keep=batch.n_cols)
+    recording = record(subject, batch, keep=batch.n_cols)
+    return Untouched(recording, recording.logits.float().log_softmax(-1))
 
 
-def disturbance(untouched: Recording, edits: Sequence[Edit]) -> Float[Tensor, " text"]:
+def disturbance(untouched: Untouched, edits: Sequence[Edit]) -> Float[Tensor, " text"]:
     """Mean KL over each text's tokens between the untouched and the edited model (nats per token)."""
-    batch = untouched.batch
-    after = replay(untouched, edits, keep=batch.n_cols).logits
-    moved = kl(untouched.logits, after) * batch.mask
+    batch = untouched.recording.batch
+    after = replay(untouched.recording, edits, keep=batch.n_cols).logits.float().log_softmax(-1)
+    moved = F.kl_div(after, untouched.logp, log_target=True, reduction="none").sum(-1).clamp(min=0) * batch.mask
     return moved.sum(-1) / batch.mask.sum(-1)
 
 

@@ -18,8 +18,8 @@ class Config(StudyConfig):
         None, description="Metric by name or file.py:function; default: the task's own (logit_diff, or logprob_diff for files)."
     )
     n: int = Field(200, ge=8, description="Pairs on which the chosen heads are confirmed, and as many from held-out templates.")
-    n_discovery: int = Field(24, ge=2, description="Pairs on which heads are ranked; never used for confirmation.")
-    n_map: int = Field(8, ge=1, description="Pairs behind the layer x position map; they share one sentence frame.")
+    n_discovery: int = Field(20, ge=2, description="Pairs on which heads are ranked; never used for confirmation.")
+    n_map: int = Field(6, ge=1, description="Pairs behind the layer x position map; they share one sentence frame.")
     top_k: int = Field(
         10,
         ge=1,

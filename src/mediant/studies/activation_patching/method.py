@@ -16,7 +16,7 @@ from mediant.core.site import Site
 from mediant.core.span import Span
 from mediant.interventions.attention import Rows, attending
 from mediant.interventions.edits import set_to
-from mediant.interventions.execute import run
+from mediant.interventions.execute import edit, run
 from mediant.measures.controls import layer_matched, random_sets
 from mediant.measures.divergence import disturbance, record_texts
 from mediant.measures.intervals import Array
@@ -121,9 +121,9 @@ def disturbed(subject: Subject, texts: Sequence[str], sets: Sequence[Sequence[Si
         Site("head_z", layer) for layer in sorted({site.layer for heads in sets for site in heads if site.layer is not None})
     ]
     with torch.no_grad():
-        untouched = record_texts(subject, texts)
-        seen = run(subject, untouched.batch, capture=[(site, "all") for site in layers]).captured
-        means = {site.layer: seen[site, Span("all")].mean() for site in layers}
+        with edit(subject, capture=[(site, Span("all")) for site in layers]) as seen:
+            untouched = record_texts(subject, texts)
+        means = {site.layer: seen.captured()[site, Span("all")].mean() for site in layers}
         return [
             disturbance(untouched, [set_to(site, "all", means[site.layer][site.head]) for site in heads]).double().tolist()
             for heads in sets
