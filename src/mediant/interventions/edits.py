@@ -62,6 +62,7 @@ class Targets:
 
     Attributes:
         rows, cols: row and absolute column of each.
+        prompts: rows counted within one copy, where copies of a batch are folded into one.
         positions: columns counted from the first token of each row's prompt, whatever the padding.
         chosen: its place among all `total` tokens of the span, of which this forward may cover only some.
         steps: generated tokens among them, counted from 0.
@@ -69,6 +70,7 @@ class Targets:
 
     rows: Int[Tensor, " n"]
     cols: Int[Tensor, " n"]
+    prompts: Int[Tensor, " n"]
     positions: Int[Tensor, " n"]
     chosen: Int[Tensor, " n"]
     total: int
@@ -157,11 +159,9 @@ class Edit:
         return old - (old @ value)[..., None] * value
 
     def _drawn(self, old: Tensor, targets: "Targets") -> Tensor:
-        """Standard normal noise that depends on seed, row and position alone: caches and padding make no difference."""
-        # Copies of a batch that are folded into one get the same noise: a row counts from the first that is edited.
-        first = min(self.rows) if self.rows else 0
-        places = zip((targets.rows - first).tolist(), targets.positions.tolist(), strict=True)
-        seeds = [hash((self.seed, row, position)) & 0x7FFF_FFFF for row, position in places]
+        """Standard normal noise by seed, prompt and position alone: caches, padding and copies make no difference."""
+        places = zip(targets.prompts.tolist(), targets.positions.tolist(), strict=True)
+        seeds = [hash((self.seed, prompt, position)) & 0x7FFF_FFFF for prompt, position in places]
         drawn = [torch.randn(old.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(drawn).to(old)
 

@@ -215,7 +215,8 @@ class Active:
         inside = (cols >= window.offset) & (cols < window.offset + window.width)
         rows, cols = rows[inside], cols[inside]
         positions = cols - torch.tensor(batch.start, device=cols.device)[rows]
-        return Targets(rows, cols, positions, torch.nonzero(inside).flatten(), total, steps)
+        prompts = rows % (batch.n_rows // batch.copies)
+        return Targets(rows, cols, prompts, positions, torch.nonzero(inside).flatten(), total, steps)
 
     @staticmethod
     def _scheduled(edit: Edit | None, step: int) -> bool:

@@ -66,7 +66,7 @@ class Tap:
             return result
         if memory is not None:
             # The model adds the residual back: the difference to it gives the new value, to the last bit where it is zero.
-            result[at[0], at[1]] = torch.where(new == old, result[at[0], at[1]], new - memory[at[0], at[1]])
+            result[at[0], at[1]] = torch.where(new == old, result[at[0], at[1]] + (new - old), new - memory[at[0], at[1]])
             return result
         full = result[at[0], at[1]]
         place = slice(*(self.part or (None,)))

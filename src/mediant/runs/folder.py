@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict
 from mediant.core.errors import RunError
 
 Json = dict[str, Any]
+WRITTEN = ("manifest.json", "result.json", "index.html")
 
 
 class Manifest(BaseModel):
@@ -69,6 +70,7 @@ class RunFolder:
                 raise RunError(f"{path} already holds a run; add --resume to go on with it, or choose another --out")
             _same(read_manifest(path), manifest, path)
             folder = cls(path, manifest, {}, _lock(path))
+            folder._sweep()
             try:
                 folder.done = _read_items(path / "items.jsonl")
             except RunError:
@@ -81,7 +83,14 @@ class RunFolder:
             if any(not file.name.startswith(".manifest.json.") for file in path.iterdir()):
                 raise RunError(f"{path} is not empty and holds no run; choose another --out")
             write_atomically(existing, manifest.model_dump_json(indent=1) + "\n")
-        return cls(path, manifest, {}, _lock(path))
+        folder = cls(path, manifest, {}, _lock(path))
+        folder._sweep()
+        return folder
+
+    def _sweep(self) -> None:
+        """Remove the hidden halves of files that a killed run was writing."""
+        for left in (file for name in WRITTEN for file in self.path.glob(f".{name}.*")):
+            left.unlink()
 
     def append(self, key: str, record: Json) -> Json:
         """Store a finished item.

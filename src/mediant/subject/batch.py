@@ -8,7 +8,7 @@ column means the same token with and without a key/value cache.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -36,6 +36,7 @@ class Batch:
         start, stop: per row, first column of the prompt and first column after it. Columns from `stop` on
             that are real belong to a continuation whose likelihood is scored.
         texts: the prompts as text; empty when the batch was made from ids.
+        copies: how many times the same prompts are stacked, see `repeat`.
     """
 
     ids: Int[Tensor, "batch pos"]
@@ -44,6 +45,7 @@ class Batch:
     start: tuple[int, ...]
     stop: tuple[int, ...]
     texts: tuple[str, ...] = ()
+    copies: int = 1
 
     @property
     def n_rows(self) -> int:
@@ -96,13 +98,18 @@ class Batch:
     def repeat(self, times: int) -> "Batch":
         """The batch stacked `times` over, whole copies one after the other."""
         return Batch(
-            self.ids.repeat(times, 1), self.mask.repeat(times, 1), self.spans * times, self.start * times, self.stop * times,
+            self.ids.repeat(times, 1),
+            self.mask.repeat(times, 1),
+            self.spans * times,
+            self.start * times,
+            self.stop * times,
             self.texts * times,
-        )  # fmt: skip
+            self.copies * times,
+        )
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
-        return Batch(self.ids.to(device), self.mask.to(device), self.spans, self.start, self.stop, self.texts)
+        return replace(self, ids=self.ids.to(device), mask=self.mask.to(device))
 
 
 @dataclass(frozen=True)
