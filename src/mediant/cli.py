@@ -105,7 +105,11 @@ def _parse_sets(pairs: tuple[str, ...]) -> dict[str, Any]:
 def _run(card: StudyCard, options: RunOptions, given: dict[str, Any]) -> None:
     from mediant.studies.runner import Order, carry_out
 
-    order = Order(card, options.preset, {**_parse_sets(options.set), **given}, options.out, options.resume, not options.json)
+    changed = _parse_sets(options.set)
+    twice = sorted(set(changed) & set(given))
+    if twice:
+        raise MediantError(f"{', '.join(twice)}: given as an option and with --set; keep one of the two")
+    order = Order(card, options.preset, {**changed, **given}, options.out, options.resume, not options.json)
     config = order.config
     if options.dry_run:
         _say(

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mediant.core.errors import MediantError, TaskError
-from mediant.measures.intervals import DRAWS, MIN_CLUSTERS, estimate, estimate_ratio, mean_over_draws, resamples
+from mediant.measures.intervals import DRAWS, MIN_CLUSTERS, coin_flip_p, estimate, estimate_ratio, mean_over_draws, resamples
 
 
 def width(ci95: tuple[float, float]) -> float:
@@ -232,3 +232,10 @@ def test_a_table_is_estimated_by_its_seed_alone():
 def test_what_is_no_finite_table_is_refused(table):
     with pytest.raises(TaskError, match=r"expected a finite \(draw, item\) table, got shape"):
         mean_over_draws(table)
+
+
+def test_a_coin_does_as_well_as_often_as_counting_every_sequence_says():
+    for n in range(1, 9):
+        heads = [bin(sequence).count("1") for sequence in range(2**n)]
+        for k in range(n + 1):
+            assert coin_flip_p(k, n) == sum(h >= k for h in heads) / 2**n

@@ -10,7 +10,10 @@ import torch
 
 from builders import WORDS, pairs, subject
 from mediant.core import Pair, Prompt, Site, Span
-from mediant.interventions import add, branch, record, replay, run, swap, zero
+from mediant.core.edge import AttentionEdge
+from mediant.core.errors import EditError
+from mediant.interventions import add, branch, edit, record, replay, run, scale, swap, zero
+from mediant.interventions.attention import attending, bias
 from mediant.search import Patcher
 from mediant.subject import Subject
 from mediant.tasks.encode import encode
@@ -204,3 +207,28 @@ def test_a_grid_equals_one_full_run_per_patch(family):
             change = run(lm, encoded.base, [swap(site, span, source[site, span])]).last - plain[0]
             assert np.allclose((change[:, mary] - change[:, john]).numpy(), effects[i, j], atol=2e-5), f"{site} at {span}"
     assert np.allclose(total.numpy(), effects[SWEEP.index(Site("resid_post", 0)), spans.index(Span("all"))], atol=2e-5)
+
+
+# --- contexts ------------------------------------------------------------------------------------------------
+
+
+def test_a_replay_is_refused_where_the_model_was_changed_since_the_recording():
+    lm = subject()
+    batch = lm.encode([p.clean for p in pairs()])
+    halved = scale("mlp_out.0", "all", 0.5)
+    free = record(lm, batch)
+    with edit(lm, halved):
+        with pytest.raises(EditError, match="made under 0 context"):
+            replay(free, [zero("mlp_out.2", "S2")])
+        with pytest.raises(EditError, match="record inside the same contexts"):
+            branch(free, batch, 9)
+        under = record(lm, batch)
+        found = replay(under, [zero("mlp_out.2", "S2")]).logits
+        assert torch.allclose(found, run(lm, batch, [zero("mlp_out.2", "S2")]).logits, atol=1e-5)
+    with pytest.raises(EditError, match="made under 1 context"):
+        replay(under, [zero("mlp_out.2", "S2")])
+    with attending(lm, [bias(AttentionEdge(1, 0, "last", "S2"), 3.0)]), pytest.raises(EditError, match="made under 0 context"):
+        replay(free, [zero("mlp_out.2", "S2")])
+    with edit(lm, capture=[("mlp_out.2", "all")]):
+        replay(free, [zero("mlp_out.2", "S2")])
+    replay(free, [zero("mlp_out.2", "S2")])

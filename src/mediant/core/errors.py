@@ -10,6 +10,7 @@ unknown site 'resid_pst'; did you mean 'resid_post' or 'resid_pre'?
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class MediantError(Exception):
@@ -76,3 +77,22 @@ def unknown(what: str, name: str, choices: Iterable[str], *, note: str = "") -> 
     else:
         hint = f"there is no {what} to choose from"
     return UnknownName(f"unknown {what} {name!r}; {hint}" + (f" {note}" if note else ""))
+
+
+def complaints(error: Exception) -> str:
+    """What a file's content did wrong: field by field where pydantic found it, the first line of any other error."""
+    problems: Any = getattr(error, "errors", None)
+    if not callable(problems):
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    return "; ".join(_complaint(".".join(map(str, one["loc"])), one["type"], one["msg"], one["input"]) for one in problems()[:5])
+
+
+def _complaint(field: str, kind: str, message: str, got: object) -> str:
+    if kind == "missing":
+        return f"field {field!r} is missing"
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"field {field!r} is not known"
+    if kind == "json_invalid":
+        return message
+    shown = repr(got)
+    return f"field {field!r}: {message[:1].lower()}{message[1:]}, got {shown if len(shown) < 80 else shown[:77] + '...'}"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mediant.core.errors import RunError
+from mediant.core.errors import RunError, complaints
 
 SCHEMA = "mediant/result/1"
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -98,5 +98,5 @@ class Result(BaseModel):
             if "schema" not in json.loads(text):
                 raise ValueError(f"it names no schema, expected {SCHEMA}")
         except (OSError, ValueError) as error:
-            raise RunError(f"{path} is not a result of this version: {error}") from error
+            raise RunError(f"{path} is not a result of this version: {complaints(error)}") from error
         return found

@@ -288,11 +288,14 @@ def attending(subject: Subject, biases: Sequence[Bias] = (), *, rows: Sequence[R
     handle = subject.base.register_forward_pre_hook(attending_now.note_window, with_kwargs=True)
     batch = subject.window.batch
     subject.attending.append(attending_now)
+    changing = [attending_now] if biases else []
+    subject.in_force += changing
     try:
         config._attn_implementation = name
         yield attending_now
     finally:
         subject.attending.remove(attending_now)
+        subject.in_force = [one for one in subject.in_force if one not in changing]
         config._attn_implementation = before
         handle.remove()
         _uninstall(name)

@@ -268,10 +268,13 @@ def edit(subject: Subject, *edits: Edit, capture: Sequence[Place] = ()) -> Itera
     window = subject.window
     before = replace(window)
     active.attach()
+    changing = [active] if edits else []
+    subject.in_force += changing
     try:
         yield active
     finally:
         active.detach()
+        subject.in_force = [one for one in subject.in_force if one not in changing]
         window.batch, window.offset, window.width = before.batch, before.offset, before.width
     active.check()
 

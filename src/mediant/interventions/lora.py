@@ -265,8 +265,10 @@ def applied(subject: Subject, adapters: Sequence[Scaled]) -> Iterator[Applied]:
     """
     active = Applied(subject, adapters)
     active.attach()
+    subject.in_force.append(active)
     try:
         yield active
     finally:
         active.detach()
+        subject.in_force.remove(active)
     active.check()

@@ -36,6 +36,7 @@ class Recording:
         calls: per layer, the named arguments of its own call, without hidden states and cache.
         keys, values: per layer, (batch, key/value head, pos, d_head).
         logits: (batch, kept, vocab) for the last `kept` columns.
+        under: the contexts that changed the model while it was recorded.
     """
 
     subject: Subject
@@ -45,6 +46,20 @@ class Recording:
     keys: list[Tensor]
     values: list[Tensor]
     logits: Float[Tensor, "batch kept vocab"]
+    under: tuple[object, ...] = ()
+
+    def require_same_contexts(self) -> None:
+        """Raise where skipped layers and columns would not be those of the model as it is now.
+
+        Raises:
+            EditError: a context that changes the model was entered or left since the recording.
+        """
+        if tuple(self.subject.in_force) != self.under:
+            raise EditError(
+                f"the recording was made under {len(self.under)} context(s) that change the model and is replayed under "
+                f"{len(self.subject.in_force)} other(s), which the parts that are not computed again would not know; "
+                "record inside the same contexts"
+            )
 
     def input_of(self, layer: int, column: int, times: int) -> Tensor:
         """Hidden states entering a layer from `column` on, stacked `times` over."""
@@ -87,7 +102,7 @@ def record(subject: Subject, batch: Batch, *, keep: int = 1) -> Recording:
             for handle in handles:
                 handle.remove()
     keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
-    return Recording(subject, batch, hidden, calls, keys, values, out.logits)
+    return Recording(subject, batch, hidden, calls, keys, values, out.logits, tuple(subject.in_force))
 
 
 def replay(
@@ -105,6 +120,7 @@ def replay(
             edits address by `rows`.
         keep: for how many of the last columns logits are computed.
     """
+    recording.require_same_contexts()
     subject = recording.subject
     places: list[Place] = [(Site.parse(s) if isinstance(s, str) else s, Span.of(p)) for s, p in capture]
     batch = recording.batch.repeat(times) if times > 1 else recording.batch
@@ -131,6 +147,7 @@ def branch(
 
     Captures hold the columns from `column` on.
     """
+    recording.require_same_contexts()
     subject = recording.subject
     places: list[Place] = [(Site.parse(s) if isinstance(s, str) else s, Span.of(p)) for s, p in capture]
     column = min(column, batch.n_cols - keep)

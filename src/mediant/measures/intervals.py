@@ -13,6 +13,7 @@ handful chosen than about the measure, so items are resampled within each templa
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import comb
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +57,11 @@ def _resamples(n: int, clusters: tuple[str, ...] | None, draws: int, seed: int) 
         within = np.floor(rng.random(len(size)) * size).astype(np.int64)
         result.append(members[np.repeat(starts[chosen], sizes[chosen]) + within].astype(np.int32))
     return result
+
+
+def coin_flip_p(successes: int, n: int) -> float:
+    """Chance that a fair coin gives at least this many successes in `n` throws (one-sided exact binomial test)."""
+    return float(sum(comb(n, k) for k in range(successes, n + 1)) / 2**n)
 
 
 def estimate(values: npt.ArrayLike, *, clusters: Sequence[str] | None = None, seed: int = 0, draws: int = DRAWS) -> Estimate:

@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mediant.core.errors import RunError
+from mediant.core.errors import RunError, complaints
 
 Json = dict[str, Any]
 WRITTEN = ("manifest.json", "result.json", "index.html")
@@ -64,28 +64,33 @@ class RunFolder:
             RunError: the folder holds a run and `resume` is off, or that run was asked for something else,
                 or the folder cannot be written.
         """
-        existing = path / "manifest.json"
-        if existing.exists():
-            if not resume:
-                raise RunError(f"{path} already holds a run; add --resume to go on with it, or choose another --out")
-            _same(read_manifest(path), manifest, path)
-            folder = cls(path, manifest, {}, _lock(path))
-            folder._sweep()
-            try:
-                folder.done = _read_items(path / "items.jsonl")
-            except RunError:
-                folder.close()
-                raise
-            return folder
+        if not resume and (path / "manifest.json").exists():
+            raise _taken(path)
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-            # A run killed while it began leaves at most a hidden half of its manifest.
-            if any(not file.name.startswith(".manifest.json.") for file in path.iterdir()):
-                raise RunError(f"{path} is not empty and holds no run; choose another --out")
-            write_atomically(existing, manifest.model_dump_json(indent=1) + "\n")
         folder = cls(path, manifest, {}, _lock(path))
-        folder._sweep()
+        try:
+            folder._take_up(resume)
+        except RunError:
+            folder.close()
+            raise
         return folder
+
+    def _take_up(self, resume: bool) -> None:
+        existing = self.path / "manifest.json"
+        if existing.exists():
+            if not resume:
+                raise _taken(self.path)
+            _same(read_manifest(self.path), self.manifest, self.path)
+            self._sweep()
+            self.done = _read_items(self.path / "items.jsonl")
+            return
+        # A run killed while it began leaves at most a hidden half of its manifest.
+        if any(not file.name.startswith(".manifest.json.") for file in self.path.iterdir()):
+            raise RunError(f"{self.path} is not empty and holds no run; choose another --out")
+        with disk_errors(self.path):
+            write_atomically(existing, self.manifest.model_dump_json(indent=1) + "\n")
+        self._sweep()
 
     def _sweep(self) -> None:
         """Remove the hidden halves of files that a killed run was writing."""
@@ -124,10 +129,14 @@ class RunFolder:
             return write_atomically(self.path / name, text)
 
 
+def _taken(path: Path) -> RunError:
+    return RunError(f"{path} already holds a run; add --resume to go on with it, or choose another --out")
+
+
 def _lock(path: Path) -> int:
     """Hold the folder while this process fills it; the system lets go when the process ends, however it ends."""
     with disk_errors(path):
-        handle = os.open(path / "manifest.json", os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -172,7 +181,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json((path / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} holds no run of this version: {error}") from error
+        raise RunError(f"{path} holds no run of this version: {complaints(error)}") from error
 
 
 def _write_whole(handle: int, data: bytes) -> None:

@@ -21,7 +21,7 @@ import platformdirs
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from mediant.core.errors import SubjectError, unknown
+from mediant.core.errors import SubjectError, complaints, unknown
 
 CACHE_VARIABLE = "MEDIANT_CACHE"
 _STRICT = ConfigDict(extra="forbid")
@@ -112,19 +112,7 @@ def _read(folder: Traversable) -> ModelCard:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SubjectError(f"{manifest} is not valid TOML: {error}") from error
     except ValidationError as error:
-        raise SubjectError(f"{manifest}: {_complaints(error)}") from error
+        raise SubjectError(f"{manifest}: {complaints(error)}") from error
     if found.name != folder.name:
         raise SubjectError(f"{manifest}: name is {found.name!r}, expected {folder.name!r}, the name of its folder")
     return found
-
-
-def _complaints(error: ValidationError) -> str:
-    return "; ".join(_complaint(".".join(map(str, one["loc"])), one["type"], one["msg"], one["input"]) for one in error.errors())
-
-
-def _complaint(field: str, kind: str, message: str, got: object) -> str:
-    if kind == "missing":
-        return f"field {field!r} is missing"
-    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"field {field!r} is not known"
-    return f"field {field!r}: {message[:1].lower()}{message[1:]}, got {got!r}"

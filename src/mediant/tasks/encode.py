@@ -177,6 +177,8 @@ def token_columns(subject: Subject, pairs: Sequence[Pair]) -> list[Column]:
     Prompts line up when they share a template and a length. Otherwise the spans that every prompt names are
     used, in the first prompt's order, plus `last`.
     """
+    if not pairs:
+        raise TaskError("no pairs were given, so there are no columns")
     tokens = [subject.tokenize(pair.clean) for pair in pairs]
     aligned = (
         len({(len(t.ids), pair.template, tuple(sorted(t.spans.items()))) for t, pair in zip(tokens, pairs, strict=True)}) == 1

@@ -48,9 +48,9 @@ def _labels(found: Findings, subject: Subject) -> list[str]:
 
 def _joined_map(found: Findings, subject: Subject) -> np.ndarray:
     """Mean effects over all pairs: (component, layer, column)."""
-    n_layers = subject.shape.n_layers
-    by_layer = [[np.asarray(r["effects"]) for r in found.shown if r["layer"] == layer] for layer in range(n_layers)]
-    return np.stack([np.concatenate(parts, axis=-1).mean(-1) for parts in by_layer], axis=1)
+    columns = range(len(_labels(found, subject)))
+    by_column = [[np.asarray(r["effects"]) for r in found.shown if r["column"] == column] for column in columns]
+    return np.stack([np.concatenate(parts, axis=-1).mean(-1) for parts in by_column], axis=-1)
 
 
 def _sentence(found: Findings, subject: Subject) -> Section:

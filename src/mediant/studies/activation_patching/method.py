@@ -22,7 +22,7 @@ from mediant.measures.divergence import disturbance, record_texts
 from mediant.measures.intervals import Array
 from mediant.search.patching import Patcher
 from mediant.subject import Subject
-from mediant.tasks.encode import Direction, encode, token_columns
+from mediant.tasks.encode import Direction, encode
 
 COMPONENTS = ("resid_post", "attn_out", "mlp_out")
 Numbers = list[float]
@@ -45,12 +45,12 @@ def baseline(ready: Patcher) -> dict[str, Numbers]:
     }
 
 
-def effect_map(ready: Patcher, layer: int) -> list[list[Numbers]]:
-    """Effect of each component of a layer at each column: (component, column, pair)."""
-    columns = token_columns(ready.subject, ready.pairs.pairs)
-    sites = [Site(kind, layer) for kind in COMPONENTS]
-    effects: list[list[Numbers]] = ready.grid(sites, [column.span for column in columns]).tolist()
-    return effects
+def effect_map(ready: Patcher, column: Span) -> list[list[Numbers]]:
+    """Effect of each component of each layer at one column: (component, layer, pair)."""
+    layers = range(ready.subject.shape.n_layers)
+    effects = ready.grid([Site(kind, layer) for kind in COMPONENTS for layer in layers], [column])[:, 0]
+    table: list[list[Numbers]] = effects.reshape(len(COMPONENTS), len(layers), -1).tolist()
+    return table
 
 
 def head_effects(ready: Patcher, layer: int) -> list[Numbers]:

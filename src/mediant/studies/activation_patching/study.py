@@ -12,6 +12,7 @@ from mediant.core.pair import Pair
 from mediant.core.ranking import Ranking, Rule
 from mediant.core.result import SCHEMA, Result
 from mediant.core.site import Site
+from mediant.measures.intervals import coin_flip_p
 from mediant.measures.metrics import metric
 from mediant.runs.engine import LocalEngine, WorkItem
 from mediant.runs.folder import Json, RunFolder
@@ -23,7 +24,7 @@ from mediant.studies.activation_patching.measures import Measuring, verdict
 from mediant.studies.provenance import provenance
 from mediant.subject import Subject
 from mediant.tasks import plain_text
-from mediant.tasks.encode import encode
+from mediant.tasks.encode import encode, token_columns
 
 Measurer = Callable[[Patcher, method.HeadSets], dict[str, list[method.Numbers]]]
 LIMITS = [
@@ -133,10 +134,11 @@ class _Study:
     def map_effects(self) -> list[Json]:
         """Layer x position x component effects on the aligned pairs."""
         batches = self._batches("shown", self.data.shown)
-        jobs = [(b, la) for b in batches for la in range(self.subject.shape.n_layers)]
+        columns = [column.span for column in token_columns(self.subject, self.data.shown)]
+        jobs = [(b, i) for b in batches for i in range(len(columns))]
         return [
-            self._map(f"map/{layer:02d}", [batch], lambda r, la=layer: {"layer": la, "effects": method.effect_map(r, la)})[0]  # type: ignore[misc]
-            for batch, layer in self._tracked(jobs, "mapping layers x positions")
+            self._map(f"map/{i:02d}", [batch], lambda r, at=i: {"column": at, "effects": method.effect_map(r, columns[at])})[0]  # type: ignore[misc]
+            for batch, i in self._tracked(jobs, "mapping layers x positions")
         ]
 
     def noising(self, stage: str, pairs: Sequence[Pair], measure: Measurer, sets: method.HeadSets) -> Json:
@@ -204,10 +206,11 @@ def _refuse_if_not_done(data: data_of.Data, records: Sequence[Json], subject: Su
     preferred = np.concatenate([r["preferred"] for r in records])
     total = np.concatenate([r["total"] for r in records])
     share, n = float(preferred.mean()), len(preferred)
-    # One standard error above a fair coin: a task done this rarely gives no behaviour to take apart.
-    if share <= 0.5 + 0.5 / np.sqrt(n):
+    # Fewer than five pairs cannot tell a model from a coin; there all of them have to be right.
+    if coin_flip_p(int(preferred.sum()), n) > 0.05 and share < 1:
         raise TaskNotDone(
-            f"{subject.name} prefers the answer in {share:.0%} of {n} pairs of {data.name!r}, no better than chance, so "
+            f"{subject.name} prefers the answer in {share:.0%} of {n} pairs of {data.name!r}, no better than chance (a fair coin "
+            f"does as well with p = {coin_flip_p(int(preferred.sum()), n):.2f}), so "
             "there is no behaviour to locate. Check the answers' leading spaces and the prompts' wording, or take a stronger "
             "model."
         )
