@@ -229,6 +229,6 @@ def test_a_replay_is_refused_where_the_model_was_changed_since_the_recording():
         replay(under, [zero("mlp_out.2", "S2")])
     with attending(lm, [bias(AttentionEdge(1, 0, "last", "S2"), 3.0)]), pytest.raises(EditError, match="made under 0 context"):
         replay(free, [zero("mlp_out.2", "S2")])
-    with edit(lm, capture=[("mlp_out.2", "all")]):
+    with edit(lm, capture=[(Site("mlp_out", 2), Span("all"))]):
         replay(free, [zero("mlp_out.2", "S2")])
     replay(free, [zero("mlp_out.2", "S2")])
