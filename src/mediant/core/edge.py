@@ -39,7 +39,8 @@ class CircuitEdge:
     """A node's contribution to one input port of a later node (Elhage et al. 2021; Wang et al. 2022).
 
     `source` writes to the residual stream (`head_result`, `mlp_out`, `embed`); `target` is the port
-    that reads it (`q`, `k`, `v` of a head, `mlp_in`, or `final_resid`).
+    that reads it (`q`, `k`, `v` of a head, `mlp_in`, or `final_resid`). Heads of `q`, `k` and `v` ports are *query* heads:
+    under grouped-query attention each reads its key/value head's stream through a port of its own.
     """
 
     source: Site

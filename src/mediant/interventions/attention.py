@@ -14,7 +14,7 @@ the softmax; a cut edge gets weight exactly 0 and the rest is renormalised.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,13 +24,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mediant.core.edge import AttentionEdge
-from mediant.core.errors import EditError, EditNeverFired, SubjectError
+from mediant.core.errors import EditError, EditNeverFired
 from mediant.core.site import Site
 from mediant.core.span import Span
+from mediant.interventions.attention_function import AttentionFunction, attention_logits, replacing_attention
 from mediant.interventions.execute import Firing
 from mediant.subject import Batch, Subject
 
-AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 CUT = float("-inf")
 Change = tuple[int | None, "Bias"]
 
@@ -144,7 +144,7 @@ class Attending:
             return output, weights
         batch, offset = self.subject.window.batch, self.subject.window.offset
         assert batch is not None  # noqa: S101 - noted before any layer runs
-        call = _Call(query, key, value, mask, float(kwargs.get("scaling") or query.shape[-1] ** -0.5), batch, offset)
+        call = _Call(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap"), batch, offset)
         own = [(i, b) for i, b in enumerate(self.biases) if b.edge.layer == layer]
         # A row computed anew must keep what the contexts around this one do to it.
         outer = [(None, b) for context in self._outer for b in context.biases if b.edge.layer == layer]
@@ -214,7 +214,8 @@ class _Call:
     key: Float[Tensor, "batch kv key d"]
     value: Float[Tensor, "batch kv key d"]
     mask: Tensor | None
-    scaling: float
+    scaling: float | None
+    softcap: float | None
     batch: Batch
     offset: int
 
@@ -228,16 +229,10 @@ class _Call:
     def logits(self, heads: list[int], rows: Tensor) -> Float[Tensor, "batch head row key"]:
         """Attention logits of some heads and query rows, in float32; keys a query may not see are minus infinity."""
         keys = self.key[:, [h // self.group for h in heads]]
-        scores = (self.query[:, heads][:, :, rows].float() @ keys.float().mT) * self.scaling
-        if self.mask is None:
-            places = torch.arange(keys.shape[2], device=rows.device)
-            allowed = places <= (rows + keys.shape[2] - self.query.shape[2])[:, None]
-            return scores.masked_fill(~allowed, CUT)
-        mask = self.mask[:, :, rows]
-        if mask.dtype == torch.bool:
-            return scores.masked_fill(~mask, CUT)
-        closed = mask <= torch.finfo(mask.dtype).min / 2
-        return (scores + mask.float()).masked_fill(closed, CUT)
+        return attention_logits(
+            self.query[:, heads][:, :, rows], keys, self.mask, scaling=self.scaling, softcap=self.softcap, rows=rows,
+            n_queries=self.query.shape[2],
+        )  # fmt: skip
 
     def span_rows(self, span: Span) -> Bool[Tensor, "batch query"]:
         """Which query rows of this call a span covers."""
@@ -273,67 +268,22 @@ def attending(subject: Subject, biases: Sequence[Bias] = (), *, rows: Sequence[R
     """Bias or cut attention edges and observe attention rows for every forward inside the block.
 
     Raises:
-        SubjectError: the family's attention cannot be reached, or the implementation takes no masks.
+        SubjectError: the attention implementation takes no masks.
         EditNeverFired: a forward ran and a bias touched nothing.
         EditError: every edge of some query was cut.
     """
-    if not subject.family.attention_interface:
-        raise SubjectError(
-            f"family {subject.family.name} computes attention outside transformers' interface; its rows cannot be reached"
-        )
     attending_now = Attending(subject, biases, rows)
-    config: Any = subject.model.config
-    before = config._attn_implementation
-    name = _install(before, attending_now)
-    handle = subject.base.register_forward_pre_hook(attending_now.note_window, with_kwargs=True)
     batch = subject.window.batch
-    subject.attending.append(attending_now)
     changing = [attending_now] if biases else []
-    subject.in_force += changing
-    try:
-        config._attn_implementation = name
-        yield attending_now
-    finally:
-        subject.attending.remove(attending_now)
-        subject.in_force = [one for one in subject.in_force if one not in changing]
-        config._attn_implementation = before
-        handle.remove()
-        _uninstall(name)
-        subject.window.batch = batch
+    with replacing_attention(subject, attending_now):
+        handle = subject.base.register_forward_pre_hook(attending_now.note_window, with_kwargs=True)
+        subject.attending.append(attending_now)
+        subject.in_force += changing
+        try:
+            yield attending_now
+        finally:
+            subject.attending.remove(attending_now)
+            subject.in_force = [one for one in subject.in_force if one not in changing]
+            handle.remove()
+            subject.window.batch = batch
     attending_now.check()
-
-
-def _install(before: str, attending_now: Attending) -> str:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    kind = before.rsplit("_", 1)[-1]
-    if kind not in ("sdpa", "eager"):
-        raise SubjectError(
-            f"attention implementation {before!r} takes no masks; load the model with attn_implementation 'sdpa' or 'eager'"
-        )
-    # The name ends in the kind it wraps, because masks are built by the implementation's name.
-    name = f"mediant{id(attending_now):x}_{kind}"
-
-    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
-        plain = ALL_ATTENTION_FUNCTIONS.get_interface(before, _eager_of(module))
-        return attending_now(plain, module, query, key, value, mask, **kwargs)
-
-    AttentionInterface.register(name, attend)
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
-    return name
-
-
-def _uninstall(name: str) -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface._global_mapping.pop(name, None)
-    AttentionMaskInterface._global_mapping.pop(name, None)
-
-
-def _eager_of(module: nn.Module) -> AttentionFunction:
-    import sys
-
-    function: AttentionFunction = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
-    return function

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mediant.core.errors import unknown
 from mediant.core.pair import Pair, Prompt
@@ -50,23 +51,37 @@ class ToyConfig:
     _attn_implementation: str = "eager"
 
 
+def eager_attention_forward(
+    module: nn.Module,  # noqa: ARG001 - the signature of attention functions
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float = 1.0,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention written out; the mask is added to the logits."""
+    weights = (query @ key.mT * scaling + attention_mask).softmax(-1)
+    return (weights @ value).transpose(1, 2), weights
+
+
 class ToyAttention(nn.Module):
     """Plain causal attention without rotation."""
 
-    def __init__(self, layer_idx: int) -> None:
+    def __init__(self, layer_idx: int, config: ToyConfig) -> None:
         super().__init__()
         width = N_HEADS * D_HEAD
-        self.layer_idx = layer_idx
+        self.layer_idx, self.config = layer_idx, config
         self.q, self.k, self.v = (nn.Linear(D_MODEL, width, bias=False) for _ in range(3))
         self.o = nn.Linear(width, D_MODEL, bias=False)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor, past_key_values: Any = None) -> Tensor:
         """Mix values by attention; `attention_mask` is added to the logits."""
-        q, k, v = (p(hidden_states).unflatten(-1, (N_HEADS, D_HEAD)).transpose(1, 2) for p in (self.q, self.k, self.v))
+        q, k, v = (p(hidden_states).unflatten(-1, (-1, D_HEAD)).transpose(1, 2) for p in (self.q, self.k, self.v))
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
-        weights = (q @ k.mT + attention_mask).softmax(-1)
-        mixed: Tensor = self.o((weights @ v).transpose(1, 2).flatten(-2))
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        mixed: Tensor = self.o(attend(self, q, k, v, attention_mask, scaling=1.0)[0].flatten(-2))
         return mixed
 
 
@@ -87,9 +102,9 @@ class ToyMLP(nn.Module):
 class ToyLayer(nn.Module):
     """Attention, then MLP, each added to the residual stream."""
 
-    def __init__(self, layer_idx: int, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, layer_idx: int, config: ToyConfig, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.norm, self.attn, self.mlp = nn.Identity(), ToyAttention(layer_idx), ToyMLP(activation)
+        self.norm, self.attn, self.mlp = nn.Identity(), ToyAttention(layer_idx, config), ToyMLP(activation)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor, past_key_values: Any = None) -> Tensor:
         """One block."""
@@ -114,10 +129,10 @@ class ToyEmbedding(nn.Module):
 class ToyBase(nn.Module):
     """The stack of layers."""
 
-    def __init__(self, n_layers: int, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, config: ToyConfig, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.embed = ToyEmbedding()
-        self.layers = nn.ModuleList(ToyLayer(i, activation) for i in range(n_layers))
+        self.layers = nn.ModuleList(ToyLayer(i, config, activation) for i in range(config.num_hidden_layers))
         self.norm = nn.Identity()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any = None) -> Tensor:
@@ -139,7 +154,7 @@ class ToyModel(nn.Module):
     def __init__(self, n_layers: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.config = ToyConfig(n_layers)
-        self.model = ToyBase(n_layers, activation)
+        self.model = ToyBase(self.config, activation)
         self.unembed = nn.Linear(D_MODEL, len(VOCABULARY), bias=False)
 
     def forward(

@@ -7,6 +7,7 @@ else, as long as its blocks are `x + attn(norm(x))` then `x + mlp(norm(x))`; the
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -40,9 +41,13 @@ class Family:
     attention module or an MLP. `qkv` is three projection names, or one for a fused projection.
 
     Attributes:
+        attn_norm, mlp_norm: the norms a sublayer reads the stream through; empty where it reads the bare stream.
+        attn_post_norm, mlp_post_norm: norms between a sublayer's output and the stream; empty where there are none. What
+            a sublayer adds to the stream is then the norm's output, and its heads' shares depend on one another.
+        fused: how a single q/k/v projection orders its outputs: all of q, then k, then v; or head by head.
+        parallel: name of the config's switch for blocks whose MLP reads the same stream as their attention.
+        coupled: what couples parts that circuits take apart, said in every result; empty where nothing does.
         cannot: site kind -> why this family cannot address it; asking for it raises that reason.
-        attention_interface: whether attention goes through transformers' attention interface, so that
-            rows can be observed and edges biased or cut.
     """
 
     name: str
@@ -59,7 +64,12 @@ class Family:
     mlp: str
     mlp_down: str
     cannot: Mapping[str, str] = field(default_factory=dict)
-    attention_interface: bool = True
+    mlp_norm: str = ""
+    attn_post_norm: str = ""
+    mlp_post_norm: str = ""
+    fused: Literal["by part", "by head"] = "by part"
+    parallel: str = ""
+    coupled: str = ""
 
     def base_of(self, model: nn.Module) -> nn.Module:
         """The module whose forward loops over the layers."""

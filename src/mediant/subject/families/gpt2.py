@@ -19,4 +19,5 @@ GPT2 = Family(
     out_proj="c_proj",
     mlp="mlp",
     mlp_down="c_proj",
+    mlp_norm="ln_2",
 )

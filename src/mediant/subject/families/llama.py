@@ -16,4 +16,5 @@ LLAMA = Family(
     out_proj="o_proj",
     mlp="mlp",
     mlp_down="down_proj",
+    mlp_norm="post_attention_layernorm",
 )

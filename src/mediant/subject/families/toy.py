@@ -1,7 +1,4 @@
-"""Planted toy transformers with hand-set weights (`mediant.tasks.toys`): no norms, no biases.
-
-Their attention is written out in full and does not go through transformers' attention interface.
-"""
+"""Planted toy transformers with hand-set weights (`mediant.tasks.toys`): no norms, no biases."""
 
 from mediant.subject.families.family import Family
 
@@ -19,5 +16,4 @@ TOY = Family(
     out_proj="o",
     mlp="mlp",
     mlp_down="down",
-    attention_interface=False,
 )
