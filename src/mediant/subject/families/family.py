@@ -46,6 +46,7 @@ class Family:
             a sublayer adds to the stream is then the norm's output, and its heads' shares depend on one another.
         fused: how a single q/k/v projection orders its outputs: all of q, then k, then v; or head by head.
         parallel: name of the config's switch for blocks whose MLP reads the same stream as their attention.
+        joint_key_norm: whether keys of all key/value heads are normed together.
         coupled: what couples parts that circuits take apart, said in every result; empty where nothing does.
         cannot: site kind -> why this family cannot address it; asking for it raises that reason.
     """
@@ -69,6 +70,7 @@ class Family:
     mlp_post_norm: str = ""
     fused: Literal["by part", "by head"] = "by part"
     parallel: str = ""
+    joint_key_norm: bool = False
     coupled: str = ""
 
     def base_of(self, model: nn.Module) -> nn.Module:
