@@ -31,6 +31,7 @@ data_app = App(name="data", help="Tasks and your own pairs.")
 for part in (run_app, models_app, data_app):
     app.command(part)
 
+_SHOWN = 5
 Flag = Annotated[bool, Parameter(negative="")]
 
 
@@ -168,18 +169,32 @@ def compare(first: Path, second: Path, *, json_: Annotated[bool, Parameter(name=
         a, b = one.measures.get(name), two.measures.get(name)
         apart = bool(a and b and a.ci95 and b.ci95 and (a.ci95[1] < b.ci95[0] or b.ci95[1] < a.ci95[0]))
         rows.append({"measure": name, "first": a.value if a else None, "second": b.value if b else None, "apart": apart})
+    for line in _unlike(one, two):
+        print(f"note: {line}", file=sys.stderr)
     if json_:
         _say(json.dumps(rows, indent=1))
         return
+    _say(f"{'measure':<32}{first.name[-11:]:>12}{second.name[-11:]:>12}")
     for row in rows:
         values = [f"{v:>12.4f}" if isinstance(v := row[k], float) else f"{'-':>12}" for k in ("first", "second")]
         _say(f"{row['measure']:<32}{''.join(values)}  {'*' if row['apart'] else ''}")
+
+
+def _unlike(one: Any, two: Any) -> list[str]:
+    """In what two results differ besides their numbers."""
+    found = []
+    for name in ("study", "preset", "model", "metric", "task"):
+        pair = [getattr(r, name, None) or r.provenance.get(name) or r.provenance.get("config", {}).get(name) for r in (one, two)]
+        if pair[0] != pair[1]:
+            found.append(f"the runs differ in {name}: {pair[0]} and {pair[1]}")
+    return found
 
 
 def _result(run: Path) -> Any:
     from mediant.core.errors import RunError
     from mediant.core.result import Result
 
+    run = run.parent if run.is_file() else run
     if not (run / "result.json").is_file():
         unfinished = (run / "manifest.json").is_file()
         raise RunError(f"{run} holds {'an unfinished run; go on with it with --resume' if unfinished else 'no run'}")
@@ -244,13 +259,19 @@ def check_data(file: Path, *, model: str = "smollm2-135m") -> None:
     """Check a .jsonl file of pairs against a model's tokenizer, pair by pair."""
     from mediant.subject import load
     from mediant.tasks import pairs
-    from mediant.tasks.encode import encode
+    from mediant.tasks.encode import check_pairs
 
     task = pairs.read(file)
     _quiet_libraries()
-    encoded = encode(load(model), task.pairs)
+    wrong, odd = check_pairs(load(model), task.pairs)
+    wrong += pairs.repeated(task.pairs)
+    for line in odd[:_SHOWN]:
+        print(f"note: {line}", file=sys.stderr)
+    if wrong:
+        listed = [*wrong[:_SHOWN], *([f"(and {len(wrong) - _SHOWN} more)"] if len(wrong) > _SHOWN else [])]
+        raise MediantError(f"{file}: {len(wrong)} of {len(task.pairs)} pairs do not fit {model}:\n  " + "\n  ".join(listed))
     shared = ", ".join(task.span_names) or "none"
-    _say(f"{len(task.pairs)} pairs fit {model}; answers take {encoded.rows_per_pair} row(s) each; spans shared by all: {shared}")
+    _say(f"{len(task.pairs)} pairs fit {model}; spans shared by all: {shared}")
 
 
 @app.command
@@ -276,6 +297,10 @@ def main(arguments: list[str] | None = None) -> int:
     except MediantError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; nothing more can be written, not even on leaving.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("interrupted; finished work is kept, go on with --resume", file=sys.stderr)
         return 130

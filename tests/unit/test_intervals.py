@@ -89,10 +89,10 @@ def test_items_are_drawn_with_replacement_and_each_as_often_as_the_others():
 
 
 def test_with_few_clusters_items_are_drawn_within_each():
-    labels = np.array(list("aabbbbc"))
-    for drawn in resamples(7, labels.tolist(), draws=50, seed=0):
+    labels = np.array(list("aaaaabbbbbbccccc"))
+    for drawn in resamples(16, labels.tolist(), draws=50, seed=0):
         assert sorted(labels[drawn].tolist()) == sorted(labels.tolist())
-    values = np.array([1.0, 1, 2, 2, 2, 2, 9])
+    values = np.array([1.0] * 5 + [2.0] * 6 + [9.0] * 5)
     assert estimate(values, clusters=labels.tolist()).ci95 == (values.mean(), values.mean())
 
 
@@ -108,7 +108,7 @@ def test_with_enough_clusters_whole_clusters_are_drawn():
 @pytest.mark.parametrize(("n_clusters", "wide"), [(4, False), (5, True), (6, True)])
 def test_five_clusters_are_enough_and_four_are_few(n_clusters, wide):
     assert MIN_CLUSTERS == 5
-    labels = [name for name in "abcdef"[:n_clusters] for _ in range(3)]
+    labels = [name for name in "abcdef"[:n_clusters] for _ in range(5)]
     values = [float(ord(name)) for name in labels]
     assert (width(estimate(values, clusters=labels).ci95) > 0.5) is wide
 
@@ -239,3 +239,12 @@ def test_a_coin_does_as_well_as_often_as_counting_every_sequence_says():
         heads = [bin(sequence).count("1") for sequence in range(2**n)]
         for k in range(n + 1):
             assert coin_flip_p(k, n) == sum(h >= k for h in heads) / 2**n
+
+
+def test_few_templates_with_a_single_item_each_do_not_give_intervals_of_no_width():
+    values = np.array([-9.0, -5.0, -4.0])
+    alone = estimate(values, clusters=["a", "b", "c"])
+    assert alone.ci95 == estimate(values).ci95
+    assert width(alone.ci95) > 2
+    mixed = estimate(np.array([*values, *range(20)], dtype=float), clusters=["a", "b", "c", *["d"] * 20])
+    assert mixed.ci95 == estimate(np.array([*values, *range(20)], dtype=float)).ci95

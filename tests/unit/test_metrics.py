@@ -89,7 +89,7 @@ def test_for_single_tokens_logits_and_log_probabilities_differ_alike():
 
 
 def test_the_logit_difference_of_longer_answers_is_refused_with_what_to_use():
-    with pytest.raises(TaskError, match="an answer has several; use --set metric=logprob_diff"):
+    with pytest.raises(TaskError, match="an answer has several; use the metric logprob_diff"):
         metric("logit_diff")(outcome(several()))
 
 

@@ -312,7 +312,7 @@ REFUSALS = {
     "a metric": ({"by": "logit_dif"}, UnknownName, "unknown metric 'logit_dif'; did you mean 'logit_diff'"),
     "no pairs": ({"pairs": []}, TaskError, "no pairs to encode"),
     "the embedding": ({"at": Site("embed")}, EditError, r"edit 'resid_pre\.0' instead of 'embed'"),
-    "a metric of one token": ({"pairs": SEVERAL}, TaskError, "use --set metric=logprob_diff"),
+    "a metric of one token": ({"pairs": SEVERAL}, TaskError, "use the metric logprob_diff"),
 }
 
 

@@ -177,3 +177,26 @@ def test_the_wiring_is_what_the_docstring_says():
     assert attn.v.weight[2, VB].item() == 1
     assert attn.k.weight[0, P0].item() == 1
     assert attn.q.weight[0, CONST].item() > 100
+
+
+def test_paths_start_at_what_writes_to_the_stream():
+    toy = plant("linear")
+    patcher = ready(toy)
+    for kind in ("q", "k", "v", "mlp_in", "mlp_post", "attn_in"):
+        with pytest.raises(OutOfRange, match="does not write to the stream by itself"):
+            direct_effect(patcher, Site(kind, 0))
+        with pytest.raises(OutOfRange, match="does not write to the stream by itself"):
+            path_patch(patcher, Site(kind, 0), [Site("final_resid")])
+    with pytest.raises(OutOfRange, match="no receivers"):
+        path_patch(patcher, toy.roles["a"], [])
+
+
+def test_all_heads_together_reach_their_own_layers_mlp_and_no_earlier_port():
+    toy = plant("linear")
+    patcher, mlp = ready(toy), [Site("mlp_in", 0)]
+    one = path_patch(patcher, toy.roles["a"], mlp)
+    assert one.tolist() == path_patch(patcher, Site("attn_out", 0), mlp).tolist() == [-1.5]
+    assert path_patch(patcher, Site("resid_mid", 0), mlp).tolist() == [-1.5]
+    assert path_patch(patcher, Site("head_result", 0, 0), mlp).tolist() == [-1.5]
+    with pytest.raises(OutOfRange, match="does not come after"):
+        path_patch(patcher, Site("attn_out", 0), [Site("v", 0, 0)])

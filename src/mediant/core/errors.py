@@ -76,7 +76,8 @@ def unknown(what: str, name: str, choices: Iterable[str], *, note: str = "") -> 
         hint = "valid names: " + ", ".join(sorted(options))
     else:
         hint = f"there is no {what} to choose from"
-    return UnknownName(f"unknown {what} {name!r}; {hint}" + (f" {note}" if note else ""))
+    stop = "" if hint.endswith("?") or not note or note.startswith(("(", "in ")) else "."
+    return UnknownName(f"unknown {what} {name!r}; {hint}" + (f"{stop} {note}" if note else ""))
 
 
 def complaints(error: Exception) -> str:

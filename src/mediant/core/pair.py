@@ -18,7 +18,7 @@ from mediant.core.span import RESERVED
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text and its named spans as character ranges `(start, stop)`.
+    """A text and its named spans as character ranges `(start, stop)`; a span may be given as text that occurs once.
 
     Raises:
         SpanError: a range is empty or outside the text, or its name is reserved.
@@ -28,6 +28,10 @@ class Prompt:
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise SpanError(f"a prompt is a text, got {type(self.text).__name__}")
+        found = {name: find_once(self.text, at, name) if isinstance(at, str) else at for name, at in self.spans.items()}
+        object.__setattr__(self, "spans", found)
         for name, (start, stop) in self.spans.items():
             if name in RESERVED or not name or ":" in name:
                 raise SpanError(f"span name {name!r} is reserved; choose another (reserved: {', '.join(RESERVED)})")
@@ -70,6 +74,11 @@ class Pair:
     counterfactual_answer: str
     template: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("clean", "counterfactual"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, given if isinstance(given, Prompt) else Prompt(given))
 
 
 @dataclass(frozen=True)

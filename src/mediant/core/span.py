@@ -37,10 +37,12 @@ class Span:
             raise SpanError(f"a span is a name or a range of tokens, got name {self.name!r} and start {self.start}")
 
     @classmethod
-    def of(cls, span: "Span | str") -> "Span":
-        """A span from its name or its written range (`2:5`, `-2:`); a `Span` is returned as it is."""
+    def of(cls, span: "Span | str | int") -> "Span":
+        """A span from its name, its written range (`2:5`, `-2:`) or one position (`-1`, also as a number)."""
         if isinstance(span, Span):
             return span
+        if isinstance(span, int) or re.fullmatch(r"-?\d{1,9}", span):
+            return cls.index(int(span))
         written = re.fullmatch(r"(-?\d{1,9}):(-?\d{1,9})?", span)
         return cls("", int(written[1]), int(written[2]) if written[2] else None) if written else cls(span)
 

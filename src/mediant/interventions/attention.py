@@ -118,7 +118,10 @@ class Attending:
         """Raise if a bias never acted although a forward ran."""
         silent = [report.label for report in self.firings() if not report.forwards]
         if self.forwards and silent:
-            raise EditNeverFired(f"{len(silent)} attention edit(s) never fired: {'; '.join(silent[:3])}")
+            raise EditNeverFired(
+                f"{len(silent)} attention edit(s) never fired: {'; '.join(silent[:3])}; a query sees only keys at or "
+                "before it, so the query span must not come before the key span"
+            )
 
     def note_window(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the base module: which columns this forward covers."""

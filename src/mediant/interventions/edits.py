@@ -9,9 +9,12 @@ The mediator is (site, span, features, index); the operation says how its new va
 limits an edit to some generated tokens, counted from 0, so *when* is part of the edit.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -23,6 +26,8 @@ from mediant.core.span import Span
 from mediant.interventions.features import Featurizer
 
 Kind = Literal["swap", "set", "add", "scale", "project_out", "noise"]
+# Tensors, arrays, lists and numbers alike.
+Values = Float[Tensor, "*d"] | npt.NDArray[np.floating[Any]] | Sequence[float] | float
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,13 +195,20 @@ class Where:
 EVERYWHERE = Where()
 
 
-def _edit(kind: Kind, site: Site | str, span: Span | str, value: Tensor, where: Where, seed: int = 0) -> Edit:
+def _edit(kind: Kind, site: Site | str, span: Span | str, value: Values, where: Where, seed: int = 0) -> Edit:
+    if not isinstance(site, Site | str):
+        raise EditError(f"{kind} starts with a site such as 'resid_post.12', got {type(site).__name__}")
     place = Site.parse(site) if isinstance(site, str) else site
-    return Edit(place, Span.of(span), kind, value, where.features, where.index, where.rows, where.steps, seed)
+    return Edit(place, Span.of(span), kind, torch.as_tensor(value), where.features, where.index, where.rows, where.steps, seed)
 
 
 def swap(site: Site | str, span: Span | str, source: Activation, where: Where = EVERYWHERE) -> Edit:
     """Interchange: write the values that `source` captured at the same span of another run."""
+    if not isinstance(source, Activation):
+        raise EditError(
+            f"swap writes what another run captured (an Activation, from `run(..., capture=...).captured`), got "
+            f"{type(source).__name__}; `set_to` writes one value to every token"
+        )
     return _edit("swap", site, span, source.values, where)
 
 
@@ -205,7 +217,7 @@ def swap_at(site: Site, span: Span, source: Activation) -> Edit:
     return Edit(site, span, "swap", source.values, places=(source.rows, source.cols))
 
 
-def set_to(site: Site | str, span: Span | str, value: Float[Tensor, "*d"], where: Where = EVERYWHERE) -> Edit:
+def set_to(site: Site | str, span: Span | str, value: Values, where: Where = EVERYWHERE) -> Edit:
     """Write one value to every token of the span."""
     return _edit("set", site, span, value, where)
 
@@ -220,9 +232,9 @@ def mean(site: Site | str, span: Span | str, over: Activation, where: Where = EV
     return _edit("set", site, span, over.mean(), where)
 
 
-def add(site: Site | str, span: Span | str, vector: Float[Tensor, " d"], scale: float = 1.0, where: Where = EVERYWHERE) -> Edit:
+def add(site: Site | str, span: Span | str, vector: Values, scale: float = 1.0, where: Where = EVERYWHERE) -> Edit:
     """Steer: add `scale` times a vector."""
-    return _edit("add", site, span, vector * scale, where)
+    return _edit("add", site, span, torch.as_tensor(vector) * scale, where)
 
 
 def scale(site: Site | str, span: Span | str, factor: float, where: Where = EVERYWHERE) -> Edit:
@@ -232,14 +244,14 @@ def scale(site: Site | str, span: Span | str, factor: float, where: Where = EVER
 
 def noise(site: Site | str, span: Span | str, std: float, seed: int = 0, where: Where = EVERYWHERE) -> Edit:
     """Add seeded Gaussian noise of standard deviation `std`; the same in every run with the same batch."""
+    if not std >= 0:
+        raise EditError(f"noise has a standard deviation of 0 or more, got {std}")
     return _edit("noise", site, span, torch.tensor(float(std)), where, seed)
 
 
-def project_out(
-    site: Site | str, span: Span | str, direction: Direction | Float[Tensor, " d"], where: Where = EVERYWHERE
-) -> Edit:
+def project_out(site: Site | str, span: Span | str, direction: Direction | Values, where: Where = EVERYWHERE) -> Edit:
     """Remove the component along a direction (normalised here)."""
-    vector = torch.from_numpy(direction.vector) if isinstance(direction, Direction) else direction
+    vector = torch.as_tensor(direction.vector if isinstance(direction, Direction) else direction)
     norm = vector.norm()
     if float(norm) == 0:
         raise EditError("cannot project out the zero vector")
@@ -248,4 +260,6 @@ def project_out(
 
 def steer(direction: Direction, span: Span | str = "all", *, doses: float = 1.0, where: Where = EVERYWHERE) -> Edit:
     """Add a direction at its own site; one dose is the length the direction had in the data."""
+    if not isinstance(direction, Direction):
+        raise EditError(f"steer takes a Direction, got {type(direction).__name__}; a search's result holds one in `.direction`")
     return add(direction.site, span, torch.from_numpy(direction.vector), doses * direction.norm, where)

@@ -41,6 +41,19 @@ class Firing:
     unreached_steps: tuple[int, ...] = ()
 
 
+class Captured(dict[Place, Activation]):
+    """Activations by (site, span); both may also be looked up as text: `captured["resid_post.3", "last"]`."""
+
+    def __missing__(self, key: Any) -> Activation:
+        if isinstance(key, tuple) and len(key) == 2:
+            site, span = key
+            place = (Site.parse(site) if isinstance(site, str) else site, Span.of(span))
+            if place in self:
+                return self[place]
+        known = ", ".join(f"{site} at {span}" for site, span in self) or "nothing"
+        raise EditError(f"{key} was not captured; captured was {known}")
+
+
 @dataclass
 class _Count:
     forwards: int = 0
@@ -79,9 +92,9 @@ class Active:
         self._memory: dict[nn.Module, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
-    def captured(self) -> dict[Place, Activation]:
+    def captured(self) -> "Captured":
         """Captured activations by (site, span), in the order of the batch."""
-        result: dict[Place, Activation] = {}
+        result = Captured()
         for line in self._lines:
             if line.edit is None and line.seen:
                 values, rows, cols = (torch.cat(parts) for parts in zip(*line.seen, strict=True))
@@ -258,13 +271,13 @@ def _on_output(active: Active, lines: list[_Line]) -> Any:
 
 
 @contextmanager
-def edit(subject: Subject, *edits: Edit, capture: Sequence[Place] = ()) -> Iterator[Active]:
-    """Put edits in force for every forward inside the block, whoever calls it.
+def edit(subject: Subject, *edits: Edit | Sequence[Edit], capture: Sequence[Place] = ()) -> Iterator[Active]:
+    """Put edits, given singly or as lists, in force for every forward inside the block, whoever calls it.
 
     Raises:
         EditNeverFired: forwards ran inside the block and an edit with a target touched nothing.
     """
-    active = Active(subject, edits, capture)
+    active = Active(subject, [e for one in edits for e in ([one] if isinstance(one, Edit) else one)], capture)
     window = subject.window
     before = replace(window)
     active.attach()
@@ -290,7 +303,7 @@ class Output:
     """
 
     logits: Float[Tensor, "batch kept vocab"]
-    captured: dict[Place, Activation]
+    captured: Captured
     firings: list[Firing]
 
     @property
@@ -302,7 +315,7 @@ class Output:
 def run(
     subject: Subject,
     batch: Batch,
-    edits: Sequence[Edit] = (),
+    edits: Edit | Sequence[Edit] = (),
     *,
     capture: Sequence[tuple[Site | str, Span | str]] = (),
     keep: int = 1,
@@ -315,10 +328,11 @@ def run(
     Gradients flow if the caller's context allows them.
     """
     places = [(Site.parse(s) if isinstance(s, str) else s, Span.of(p)) for s, p in capture]
+    edits = [edits] if isinstance(edits, Edit) else edits
     subject.work.token_layers += batch.n_rows * batch.n_cols * subject.shape.n_layers
     with subject.reading(batch):
         if not edits and not places:
-            return Output(_forward(subject, batch, keep), {}, [])
+            return Output(_forward(subject, batch, keep), Captured(), [])
         with edit(subject, *edits, capture=places) as active:
             logits = _forward(subject, batch, keep)
     return Output(logits, active.captured(), active.firings())

@@ -107,7 +107,7 @@ def record(subject: Subject, batch: Batch, *, keep: int = 1) -> Recording:
 
 def replay(
     recording: Recording,
-    edits: Sequence[Edit],
+    edits: Edit | Sequence[Edit],
     *,
     times: int = 1,
     capture: Sequence[tuple[Site | str, Span | str]] = (),
@@ -124,7 +124,7 @@ def replay(
     subject = recording.subject
     places: list[Place] = [(Site.parse(s) if isinstance(s, str) else s, Span.of(p)) for s, p in capture]
     batch = recording.batch.repeat(times) if times > 1 else recording.batch
-    live = [e for e in edits if not e.empty]
+    live = [e for e in ([edits] if isinstance(edits, Edit) else edits) if not e.empty]
     layer = min(
         (_first_layer(subject, site) for site in [e.site for e in live] + [s for s, _ in places]), default=subject.shape.n_layers
     )

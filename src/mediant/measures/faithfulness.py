@@ -14,8 +14,10 @@ hard). CPR and CMD are areas under and beside the normalised curve over the shar
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -151,7 +153,7 @@ def size_at(sizes: Sequence[float], values: Sequence[float], threshold: float) -
     Raises:
         TaskError: sizes that do not rise.
     """
-    if any(b <= a for a, b in zip(sizes, sizes[1:], strict=False)):
+    if any(b <= a for a, b in pairwise(sizes)):
         raise TaskError(f"sizes must rise, got {list(sizes)}")
     for i, value in enumerate(values):
         if value >= threshold:
@@ -162,14 +164,15 @@ def size_at(sizes: Sequence[float], values: Sequence[float], threshold: float) -
     return None
 
 
-def auroc(scores: Array, known: Array) -> float:
+def auroc(scores: Array, known: npt.NDArray[np.bool_]) -> float:
     """Chance that a known edge scores above another one (ties count half); the area under the ROC curve.
 
     Raises:
         TaskError: all edges known, or none.
     """
-    scores, known = np.asarray(scores, dtype=float).ravel(), np.asarray(known, dtype=bool).ravel()
-    n_known, n_other = int(known.sum()), int((~known).sum())
+    scores, known = scores.ravel(), known.ravel()
+    n_known = int(known.sum())
+    n_other = len(known) - n_known
     if not n_known or not n_other:
         raise TaskError("an AUROC needs edges that are known and edges that are not")
     order = np.argsort(scores, kind="stable")

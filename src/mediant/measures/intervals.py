@@ -7,7 +7,8 @@
 
 Items made from one template are not independent. Where there are at least `MIN_CLUSTERS` templates, whole
 templates are resampled, then items within them; with fewer, resampling templates would say more about the
-handful chosen than about the measure, so items are resampled within each template.
+handful chosen than about the measure, so items are resampled within each template; where one of these has under
+`MIN_PER_CLUSTER` items, which could hardly vary by themselves, items are resampled as if they had no template.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from mediant.core.errors import TaskError
 Array = npt.NDArray[np.float64]
 Statistic = Callable[[Array], float]
 MIN_CLUSTERS = 5
+MIN_PER_CLUSTER = 5
 DRAWS = 2000
 
 
@@ -48,6 +50,9 @@ def _resamples(n: int, clusters: tuple[str, ...] | None, draws: int, seed: int) 
     rng = np.random.default_rng(seed)
     labels = np.asarray(clusters if clusters is not None else [""] * n)
     _, first, sizes = np.unique(labels, return_index=True, return_counts=True)
+    if len(first) < MIN_CLUSTERS and sizes.min() < MIN_PER_CLUSTER:
+        labels = np.asarray([""] * n)
+        _, first, sizes = np.unique(labels, return_index=True, return_counts=True)
     members = np.argsort(labels, kind="stable")
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     result = []

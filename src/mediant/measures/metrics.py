@@ -104,7 +104,7 @@ def logit_diff(outcome: Outcome) -> Float[Tensor, " pair"]:
         TaskError: an answer has several tokens.
     """
     if not outcome.single_token:
-        raise TaskError("logit_diff compares single tokens, but an answer has several; use --set metric=logprob_diff")
+        raise TaskError("logit_diff compares single tokens, but an answer has several; use the metric logprob_diff")
     return outcome.answer_logit - outcome.counterfactual_logit
 
 

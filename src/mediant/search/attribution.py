@@ -12,7 +12,6 @@ natural indirect effects to first order: negative where the edge helps.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -35,10 +34,8 @@ from mediant.search.crossing import by_spans, crossing_scores
 from mediant.subject import Subject
 from mediant.tasks.encode import PairBatch, encode
 
-Method = Literal["eap", "ig-inputs", "ig-activations", "clean-corrupted"]
-METHODS: tuple[Method, ...] = ("eap", "ig-inputs", "ig-activations", "clean-corrupted")
-Ablation = Literal["counterfactual", "zero"]
-ABLATIONS: tuple[Ablation, ...] = ("counterfactual", "zero")
+METHODS = ("eap", "ig-inputs", "ig-activations", "clean-corrupted")
+ABLATIONS = ("counterfactual", "zero")
 
 
 def eap(
@@ -46,8 +43,8 @@ def eap(
     pairs: Sequence[Pair],
     *,
     metric: str | Metric = "logit_diff",
-    method: Method = "eap",
-    ablation: Ablation = "counterfactual",
+    method: str = "eap",
+    ablation: str = "counterfactual",
     steps: int = 5,
     spans: Sequence[Span | str] | None = None,
     crossing: bool = True,
@@ -162,7 +159,7 @@ class _Attribution:
     tokens: TokenOrder
     by: str | Metric
     total: Accumulator
-    ablation: Ablation
+    ablation: str
 
     def __post_init__(self) -> None:
         self.total.begin(len(self.pairs.pairs))

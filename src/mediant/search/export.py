@@ -54,6 +54,8 @@ def attach(model, times=1.0, file=Path(__file__).with_name("direction.safetensor
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
     inputs = tokenizer(sys.argv[2], return_tensors="pt")
     for times in (0.0, float(sys.argv[3]) if len(sys.argv) > 3 else 1.0):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mediant.core.errors import OutOfRange, TaskError
+from mediant.core.errors import OutOfRange, SpanError, TaskError
 from mediant.core.pair import Pair
 from mediant.core.ranking import Ranking, Scored
 from mediant.core.site import Site
@@ -99,15 +99,18 @@ class Patcher:
             return np.zeros(len(self.pairs.pairs))
         return self.effect([self.swap(site, span) for site in sites])[0]
 
-    def grid(self, sites: Sequence[Site], spans: Sequence[Span], *, tick: Callable[[int], None] | None = None) -> Array:
+    def grid(
+        self, sites: Sequence[Site | str], spans: Sequence[Span | str], *, tick: Callable[[int], None] | None = None
+    ) -> Array:
         """Effects of every site at every span, each on its own: shape (site, span, pair)."""
         result = np.zeros((len(sites), len(spans), len(self.pairs.pairs)))
-        self.capture(sites)
-        order = sorted(range(len(sites)), key=lambda i: _start(sites[i]))
+        places = [self.subject.validate(site) for site in sites]
+        self.capture(places)
+        order = sorted(range(len(places)), key=lambda i: _start(places[i]))
         for j, span in enumerate(spans):
-            for _, same in groupby(order, key=lambda i: _start(sites[i])):
+            for _, same in groupby(order, key=lambda i: _start(places[i])):
                 chosen = list(same)
-                result[chosen, j] = self.each([self.variant(sites[i], span) for i in chosen])
+                result[chosen, j] = self.each([self.variant(places[i], span) for i in chosen])
                 if tick is not None:
                     tick(len(chosen))
         return result
@@ -146,7 +149,7 @@ def patch(
     subject: Subject,
     pairs: Pair | Sequence[Pair],
     *,
-    at: Site | str | Sequence[Site],
+    at: Site | str | Sequence[Site | str],
     span: Span | str = "all",
     by: str | Metric = "logit_diff",
     direction: Direction = "noising",
@@ -158,29 +161,39 @@ def patch(
         TaskError: pairs that cannot be aligned.
     """
     items = [pairs] if isinstance(pairs, Pair) else list(pairs)
-    at = Site.parse(at) if isinstance(at, str) else at
-    sites = [at] if isinstance(at, Site) else list(at)
+    sites = [subject.validate(site) for site in ([at] if isinstance(at, Site | str) else at)]
+    if not sites:
+        raise OutOfRange("nothing to patch: no sites were given")
+    if Span.of(span).name == "generated":
+        raise SpanError("pairs are scored without generating, so nothing can be patched at generated tokens")
     patcher = Patcher(subject, encode(subject, items, direction=direction), by=by)
-    values, firings = patcher.effect([patcher.swap(subject.validate(site), span) for site in sites])
+    values, firings = patcher.effect([patcher.swap(site, span) for site in sites])
     label = f"{direction} {', '.join(map(str, sites[:3]))}{', ...' if len(sites) > 3 else ''} at {span}"
     clusters = cluster_labels([p.template for p in items]) or []
     return Effect(label, values, patcher.before, patcher.source, tuple(p.id for p in items), tuple(clusters), firings)
 
 
 def decompose(
-    subject: Subject, pairs: Sequence[Pair], *, at: Sequence[Site], span: Span | str = "all", by: str | Metric = "logit_diff"
+    subject: Subject,
+    pairs: Pair | Sequence[Pair],
+    *,
+    at: Site | str | Sequence[Site | str],
+    span: Span | str = "all",
+    by: str | Metric = "logit_diff",
 ) -> Decomposition:
     """Total, natural indirect and natural direct effects of a mediator, per item."""
+    pairs = [pairs] if isinstance(pairs, Pair) else list(pairs)
+    sites = [subject.validate(site) for site in ([at] if isinstance(at, Site | str) else at)]
     there = Patcher(subject, encode(subject, pairs), by=by)
     back = Patcher(subject, encode(subject, pairs, direction="denoising"), by=by)
     # NDE = m(x' | do Z = Z(x)) - m(x): the reverse patch, measured from the base's own metric.
-    return Decomposition(there.total, there.joint(at, span), back.joint(at, span) + back.before - there.before)
+    return Decomposition(there.total, there.joint(sites, span), back.joint(sites, span) + back.before - there.before)
 
 
 def rank(
     subject: Subject,
     pairs: Sequence[Pair],
-    sites: Sequence[Site],
+    sites: Sequence[Site | str],
     *,
     span: Span | str = "all",
     by: str | Metric = "logit_diff",
@@ -193,13 +206,12 @@ def rank(
         raise OutOfRange("nothing to rank: no sites were given")
     if not pairs:
         raise TaskError("nothing to rank on: no pairs were given")
+    places = [subject.validate(site) for site in sites]
     parts = [
-        Patcher(subject, encode(subject, pairs[i : i + batch_size], direction=direction), by=by).grid(sites, [Span.of(span)])[
-            :, 0
-        ]
+        Patcher(subject, encode(subject, pairs[i : i + batch_size], direction=direction), by=by).grid(places, [span])[:, 0]
         for i in range(0, len(pairs), batch_size)
     ]
-    return ranking_of(sites, np.concatenate(parts, axis=1), pairs, method=f"activation patching, {direction}", by=by, seed=seed)
+    return ranking_of(places, np.concatenate(parts, axis=1), pairs, method=f"activation patching, {direction}", by=by, seed=seed)
 
 
 def ranking_of(

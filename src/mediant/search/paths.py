@@ -3,9 +3,9 @@
     path_patch(patcher, sender=Site("head_z", 5, 5), receivers=[Site("v", 8, 1)])
     direct_effect(patcher, Site("head_z", 9, 9))                  # the path straight to the logits
 
-First pass: the sender takes its source value while every other head and MLP is held at its base value, so only
-the sender's own contribution reaches the receivers' ports, which are captured. Second pass: the base run with the
-receivers' ports at those values and everything after them recomputed.
+First pass: the sender takes its source value while every other head (and, without `through_mlps`, every MLP) is held at
+its base value, so only the sender's own contribution reaches the receivers' ports, which are captured. Second pass: the
+base run with the receivers' ports at those values and everything after them recomputed.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,10 @@ from mediant.measures.metrics import Outcome
 from mediant.search.patching import Patcher
 
 PORTS = ("q", "k", "v", "mlp_in", "final_resid")
+# Where in its layer a part is computed: what reads the stream before what writes it.
+_ORDER = {"resid_pre": 0, "q": 1, "k": 1, "v": 1, "head_z": 2, "head_result": 2, "attn_out": 3, "resid_mid": 4, "mlp_in": 5,
+          "mlp_out": 6, "resid_post": 7}  # fmt: skip
+SENDERS = ("head_z", "head_result", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post")
 
 
 def path_patch(
@@ -36,10 +40,13 @@ def path_patch(
             the straight edge counts.
 
     Raises:
-        OutOfRange: a receiver is no port, or not later than the sender.
+        OutOfRange: the sender does not write to the stream, or a receiver is no port, not later than the sender, or missing.
     """
+    sender, receivers = _sender(patcher, sender), [patcher.subject.validate(receiver) for receiver in receivers]
+    if not receivers:
+        raise OutOfRange("no receivers were given, so there is no path to patch")
     for receiver in receivers:
-        _check(patcher, sender, receiver)
+        _check(sender, receiver)
     held = _held(patcher, sender, through_mlps)
     with torch.no_grad():
         first = replay(
@@ -54,7 +61,12 @@ def path_patch(
 
 
 def direct_effect(patcher: Patcher, sender: Site, *, span: Span | str = "all") -> Array:
-    """Effect of `sender` with every later head and MLP held at its base value, one value per pair."""
+    """Effect of `sender` with every later head and MLP held at its base value, one value per pair.
+
+    Raises:
+        OutOfRange: the sender does not write to the stream.
+    """
+    sender = _sender(patcher, sender)
     with torch.no_grad():
         out = replay(patcher.base, [*_held(patcher, sender, False), patcher.swap(sender, span)], keep=patcher.pairs.keep)
     return patcher.measured(Outcome(patcher.pairs, out.logits)) - patcher.before
@@ -83,13 +95,17 @@ def _held(patcher: Patcher, sender: Site, through_mlps: bool) -> list[Edit]:
     return [swap(site, "all", found[site, Span("all")]) for site in sites]
 
 
-def _check(patcher: Patcher, sender: Site, receiver: Site) -> None:
-    patcher.subject.validate(sender)
-    patcher.subject.validate(receiver)
+def _sender(patcher: Patcher, sender: Site) -> Site:
+    sender = patcher.subject.validate(sender)
+    if sender.kind not in SENDERS:
+        raise OutOfRange(f"{sender} does not write to the stream by itself; senders are {', '.join(SENDERS)}")
+    return sender
+
+
+def _check(sender: Site, receiver: Site) -> None:
     if receiver.kind not in PORTS:
         raise OutOfRange(f"{receiver} is no port; paths end at {', '.join(PORTS)}")
-    later = receiver.layer is None or (sender.layer or 0) < receiver.layer
-    if sender.layer == receiver.layer and sender.kind == "head_z" and receiver.kind == "mlp_in":
-        later = True
-    if not later:
+    if receiver.layer is None or sender.layer is None:
+        return
+    if (sender.layer, _ORDER[sender.kind]) >= (receiver.layer, _ORDER[receiver.kind]):
         raise OutOfRange(f"{receiver} does not come after {sender}, so no path leads there")

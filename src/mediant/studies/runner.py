@@ -4,6 +4,7 @@ outcome = carry_out(Order(study("activation-patching"), preset="smoke", changed=
 outcome.result.measures["accuracy"], outcome.folder
 """
 
+import sys
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -70,6 +71,8 @@ def carry_out(order: Order) -> Outcome:
     from mediant.subject import load
 
     config, path = order.config, order.folder
+    if order.resume and not (path / "manifest.json").exists():
+        print(f"note: {path} holds no run to go on with; a new one starts there", file=sys.stderr)
     if not order.resume and (path / "manifest.json").exists():
         raise RunError(f"{path} already holds a run; add --resume to go on with it, or choose another --out")
     subject = load(config.model, device=config.device, dtype=config.dtype)

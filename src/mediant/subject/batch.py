@@ -152,6 +152,8 @@ def collate(items: Sequence[Tokens], *, pad_id: int, side: Side = "left") -> Bat
     """Pad tokenised prompts into a batch."""
     if not items:
         raise TaskError("a batch needs at least one prompt")
+    if side not in ("left", "right"):
+        raise unknown("side", side, ["left", "right"])
     width = max(len(item.ids) for item in items)
     shifts = [width - len(item.ids) if side == "left" else 0 for item in items]
     ids = torch.full((len(items), width), pad_id, dtype=torch.long)

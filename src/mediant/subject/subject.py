@@ -89,8 +89,9 @@ class Subject:
         """The module that loops over the layers."""
         return self.family.base_of(self.model)
 
-    def validate(self, site: Site) -> Site:
-        """The same site, after checking that this subject has it."""
+    def validate(self, site: Site | str) -> Site:
+        """The site, after checking that this subject has it; text is read as `KIND.LAYER.HEAD`."""
+        site = Site.parse(site) if isinstance(site, str) else site
         self.family.validate(site, self.shape)
         return site
 

@@ -75,7 +75,7 @@ def draw(capacities: Sequence[int], n: int, rng: Random) -> list[tuple[int, int]
     if n > sum(capacities):
         raise TaskError(
             f"asked for {n} pairs, but these templates and words allow only {sum(capacities)} distinct ones; "
-            f"ask for at most {sum(capacities)}, or allow more templates"
+            f"ask for at most {sum(capacities)}"
         )
     drawn = [
         (cell, index) for cell, share in enumerate(_shares(capacities, n)) for index in rng.sample(range(capacities[cell]), share)

@@ -119,6 +119,25 @@ def encode(subject: Subject, pairs: Sequence[Pair], *, direction: Direction = "n
     )
 
 
+def check_pairs(subject: Subject, pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
+    """What makes pairs unusable, pair by pair, and what is allowed but often a slip."""
+    wrong, odd = [], []
+    for pair in pairs:
+        try:
+            item = _encode_one(subject, pair, "noising")
+        except MediantError as error:
+            wrong.append(str(error))
+            continue
+        bare = [a for a in (pair.answer, pair.counterfactual_answer) if a[:1].isalnum() and pair.clean.text[-1:].isalnum()]
+        if bare:
+            meant = f"did you mean {' ' + bare[0]!r} (with a leading space)?"
+            odd.append(f"pair {pair.id}: answer {bare[0]!r} runs on from a word; {meant}")
+        if len(item.answer) != len(item.counterfactual_answer):
+            lengths = f"{len(item.answer)} and {len(item.counterfactual_answer)} tokens"
+            odd.append(f"pair {pair.id}: the answers take {lengths}; the longer one is less probable for that alone")
+    return wrong, odd
+
+
 @dataclass(frozen=True)
 class _Item:
     base: Tokens

@@ -94,6 +94,18 @@ def parse(lines: Iterable[str]) -> tuple[list[Pair], list[str]]:
     return pairs, wrong
 
 
+def repeated(pairs: Iterable[Pair]) -> list[str]:
+    """One complaint per pair whose two prompts stand in an earlier one: counted twice, it narrows every interval."""
+    first: dict[tuple[str, str], str] = {}
+    found = []
+    for pair in pairs:
+        prompts = (pair.clean.text, pair.counterfactual.text)
+        if prompts in first:
+            found.append(f"pair {pair.id} has the prompts of pair {first[prompts]} again")
+        first.setdefault(prompts, pair.id)
+    return found
+
+
 def _object(line: str) -> dict[str, object]:
     try:
         found = json.loads(line)

@@ -103,7 +103,7 @@ class _Study:
             study=NAME,
             preset=self.folder.manifest.preset,
             measures=measures,
-            limits=[*LIMITS, verdict(measures)],
+            limits=[*LIMITS, *_fewer(self.config, self.data), verdict(measures)],
             provenance=provenance(self.folder.manifest, self.subject)
             | {"top_heads": [str(s) for s in sets.top], "metric": self.data.metric},
         )
@@ -219,6 +219,13 @@ def _refuse_if_not_done(data: data_of.Data, records: Sequence[Json], subject: Su
             f"the counterfactual prompts hardly change {subject.name}'s answer on {data.name!r}: mean total effect "
             f"{total.mean():+.3f}, spread {total.std():.3f}. Choose counterfactuals whose answer differs."
         )
+
+
+def _fewer(config: Config, data: data_of.Data) -> list[str]:
+    """What to say where there were fewer pairs than asked for."""
+    parts = [("ranking", config.n_discovery, data.discovery), ("confirmation", config.n, data.confirm)]
+    short = [f"{len(found)} of the {asked} pairs asked for in {name}" for name, asked, found in parts if len(found) < asked]
+    return [f"There were only {' and '.join(short)}; intervals are as wide as that makes them."] if short else []
 
 
 def _item_rows(data: data_of.Data, confirmed: Json, heldout: Json) -> list[Json]:

@@ -49,8 +49,14 @@ def load(config: Config, subject: Subject) -> Data:
 
 def _generated(config: Config, subject: Subject) -> Data:
     generate = catalogue.generator(config.task)
-    main = generate(config.n_discovery + config.n, seed=config.seed, single_token=subject.single_token)
-    heldout = generate(config.n, seed=config.seed, single_token=subject.single_token, split="heldout")
+    try:
+        main = generate(config.n_discovery + config.n, seed=config.seed, single_token=subject.single_token)
+        heldout = generate(config.n, seed=config.seed, single_token=subject.single_token, split="heldout")
+    except TaskError as error:
+        raise TaskError(
+            f"task {config.task!r}: {error}. This study draws n_discovery + n = {config.n_discovery + config.n} pairs, and n = "
+            f"{config.n} of held-out wording; choose a smaller n"
+        ) from error
     mixed = list(main.pairs)
     Random(config.seed).shuffle(mixed)
     discovery, confirm = mixed[: config.n_discovery], mixed[config.n_discovery :]
@@ -77,6 +83,12 @@ def _from_file(config: Config, task: Task, subject: Subject) -> Data:
     if len(mixed) < FEWEST:
         raise TaskError(
             f"{config.task} holds {len(mixed)} pairs; at least {FEWEST} are needed to rank on some and confirm on others"
+        )
+    again = pairs.repeated(mixed)
+    if again:
+        raise TaskError(
+            f"{config.task}: {'; '.join(again[:3])}{f' (and {len(again) - 3} more)' if len(again) > 3 else ''}. Pairs that "
+            "count twice leak from ranking into confirmation and narrow the intervals; keep one of each"
         )
     Random(config.seed).shuffle(mixed)
     templates = sorted({pair.template for pair in mixed})
