@@ -86,24 +86,28 @@ class Gated(Passage):
         self.tokens, self.gates, self.ablated = tokens, gates, ablated
         self.tape = Tape(torch.empty_like(ablated.outputs), tokens.bounds, differentiable=gates.differentiable)
         self._ports: Tensor | None = None
-        self._pairs: tuple[Tensor, Tensor] | None = None
 
-    def read(self, first: int, n_ports: int, base: Float[Tensor, "token d_model"]) -> Float[Tensor, "port token d_model"]:
-        """What some neighbouring ports read."""
-        n = self.graph.readable(first)
-        return base + self.tape.read(self.gates.within[:, first : first + n_ports, :n].to(base))
+    def read(self, target: int, base: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """What one port reads."""
+        gates = self.gates.within[:, target : target + 1, : self.graph.readable(target)].to(base)
+        return base + self.tape.read(gates)[0]
 
     def at_embedding(self, stream: Tensor) -> Tensor:
         """Note the embedding."""
         self._note(0, self.tokens.pick(stream.detach())[None])
         return stream
 
-    def at_attention(self, layer: int, stream: Tensor) -> None:  # noqa: ARG002
-        """Queries, keys and values of every head from its own ports."""
-        n = 3 * self.graph.n_heads
-        streams = self.read(self.graph.first_target(layer), n, self.ablated.attention_in[layer])
-        normed = self.ports.normed(layer, streams).unflatten(0, (3, self.graph.n_heads))
-        self._ports = self.ports.project(layer, normed)
+    def at_attention(self, layer: int, stream: Tensor) -> None:
+        """Queries, keys and values of every head from its own ports; those with all gates closed are the ablated run's."""
+        first, n = self.graph.first_target(layer), 3 * self.graph.n_heads
+        gates, base = self.gates.within[:, first : first + n, : self.graph.readable(first)].to(stream), self.ablated
+        live = (gates != 0).any(0).any(1) | gates.requires_grad
+        made = base.projected[layer].flatten(0, 1)
+        if bool(live.any()):
+            streams = base.attention_in[layer] + self.tape.read(gates[:, live])
+            new = self.ports.project(layer, self.ports.normed(layer, streams), live)
+            made = made.index_put((live,), new.to(made.dtype))
+        self._ports = made.unflatten(0, (3, self.graph.n_heads))
 
     def at_port(self, layer: int, port: int, values: Tensor) -> Tensor:  # noqa: ARG002
         """Put them in the place of the model's own."""
@@ -129,7 +133,7 @@ class Gated(Passage):
     def at_mlp(self, layer: int, stream: Tensor) -> Tensor:
         """The stream the MLP's gates let through."""
         first = self.graph.first_target(layer) + 3 * self.graph.n_heads
-        return self.tokens.put(stream.detach(), self.read(first, 1, self.ablated.mlp_in[layer])[0])
+        return self.tokens.put(stream.detach(), self.read(first, self.ablated.mlp_in[layer]))
 
     def at_mlp_output(self, layer: int, output: Tensor) -> None:
         """Note the MLP's output."""
@@ -137,7 +141,7 @@ class Gated(Passage):
 
     def at_final(self, stream: Tensor) -> Tensor:
         """The stream the final gates let through."""
-        return self.tokens.put(stream.detach(), self.read(self.graph.n_targets - 1, 1, self.ablated.final_in)[0])
+        return self.tokens.put(stream.detach(), self.read(self.graph.n_targets - 1, self.ablated.final_in))
 
     def _note(self, first: int, outputs: Tensor) -> None:
         self.tape.write(first, outputs - self.ablated.outputs[first : first + len(outputs)])

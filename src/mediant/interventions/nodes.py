@@ -118,12 +118,14 @@ class Nodes:
 
     Attributes:
         outputs: what each source of the graph added to the stream.
+        projected: per layer, queries, keys and values of each head as projected (before rotation).
         attention_in, mlp_in: the stream as each layer's sublayers read it; `final_in` the last one.
         attention: per layer, when asked for.
         logits: (batch, kept, vocab).
     """
 
     outputs: Float[Tensor, "source token d_model"]
+    projected: list[Float[Tensor, "3 head token d_head"]]
     attention_in: list[Float[Tensor, "token d_model"]]
     mlp_in: list[Float[Tensor, "token d_model"]]
     final_in: Float[Tensor, "token d_model"]
@@ -139,6 +141,7 @@ class Observing(Passage):
         self.tokens, self.with_attention = tokens, with_attention
         weight: Tensor = next(subject.model.parameters())
         self.outputs = weight.new_zeros(self.graph.n_sources, len(tokens.rows), subject.shape.d_model)
+        self.projected: list[Tensor] = []
         self.attention_in: list[Tensor] = []
         self.mlp_in: list[Tensor] = []
         self.final_in: Tensor | None = None
@@ -152,6 +155,11 @@ class Observing(Passage):
     def at_attention(self, layer: int, stream: Tensor) -> None:  # noqa: ARG002
         """Keep the stream."""
         self.attention_in.append(self.tokens.pick(stream.detach()))
+
+    def at_port(self, layer: int, port: int, values: Tensor) -> Tensor:  # noqa: ARG002
+        """Keep the projections."""
+        self.projected.append(self.tokens.pick(values.detach().permute(2, 0, 1, 3)))
+        return values
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, score: Score) -> Tensor:  # noqa: ARG002
         """Keep queries, keys, values and logits when asked to."""
@@ -183,7 +191,8 @@ class Observing(Passage):
     def nodes(self, logits: Tensor) -> Nodes:
         """What was kept."""
         assert self.final_in is not None  # noqa: S101 - `open` checks that every place was passed
-        return Nodes(self.outputs, self.attention_in, self.mlp_in, self.final_in, self.attention, logits)
+        by_layer = [torch.stack(self.projected[i : i + 3]) for i in range(0, len(self.projected), 3)]
+        return Nodes(self.outputs, by_layer, self.attention_in, self.mlp_in, self.final_in, self.attention, logits)
 
 
 def observe(subject: Subject, batch: Batch, tokens: TokenOrder, *, keep: int = 1, with_attention: bool = False) -> Nodes:

@@ -77,7 +77,8 @@ class _Differentiating(Observing):
         start = stream.detach() if self.embedding is None else self.tokens.put(stream.detach(), self.embedding)
         return start.requires_grad_(True)
 
-    def at_port(self, layer: int, port: int, values: Tensor) -> Tensor:  # noqa: ARG002
+    def at_port(self, layer: int, port: int, values: Tensor) -> Tensor:
+        super().at_port(layer, port, values)
         self.read_by_port.append(values.view_as(values))
         return self.read_by_port[-1]
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mediant.core.errors import EditNeverFired, SubjectError
@@ -97,11 +97,14 @@ class Ports:
         offsets = [self._spread(b.unflatten(0, (-1, shape.d_head)), 0) for b in biases if b is not None]
         return torch.stack(per_head).detach(), torch.stack(offsets).detach() if len(offsets) == 3 else None
 
-    def project(self, layer: int, normed: Float[Tensor, "3 head n d_model"]) -> Float[Tensor, "3 head n d_head"]:
-        """Queries, keys and values of every head from an input of its own."""
+    def project(
+        self, layer: int, normed: Float[Tensor, "port n d_model"], ports: Bool[Tensor, " all"] | None = None
+    ) -> Float[Tensor, "port n d_head"]:
+        """Queries, keys and values of heads from inputs of their own, for all ports or those chosen."""
         weight, bias = self.weights(layer)
-        out = normed @ weight.mT
-        return out if bias is None else out + bias[:, :, None]
+        chosen = slice(None) if ports is None else ports
+        out = normed @ weight.flatten(0, 1)[chosen].mT
+        return out if bias is None else out + bias.flatten(0, 1)[chosen, None]
 
     def pull_back(
         self, layer: int, stream: Float[Tensor, "n d_model"], gradient: Float[Tensor, "3 head n d_head"]
