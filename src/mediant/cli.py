@@ -174,7 +174,7 @@ def compare(first: Path, second: Path, *, json_: Annotated[bool, Parameter(name=
     if json_:
         _say(json.dumps(rows, indent=1))
         return
-    _say(f"{'measure':<32}{first.name[-11:]:>12}{second.name[-11:]:>12}")
+    _say(f"{'measure':<32}{'first':>12}{'second':>12}")
     for row in rows:
         values = [f"{v:>12.4f}" if isinstance(v := row[k], float) else f"{'-':>12}" for k in ("first", "second")]
         _say(f"{row['measure']:<32}{''.join(values)}  {'*' if row['apart'] else ''}")

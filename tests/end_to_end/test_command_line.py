@@ -226,6 +226,7 @@ def test_compare_marks_the_intervals_that_do_not_overlap(mediant: Mediant, tmp_p
     called = mediant("compare", first, second)
     assert called.code == 0
     assert [line.split() for line in called.out.splitlines()] == [
+        ["measure", "first", "second"],
         ["below", "1.0000", "2.0000", "*"],
         ["same", "1.0000", "2.0000"],
         ["above", "9.0000", "1.0000", "*"],
@@ -239,7 +240,9 @@ def test_compare_marks_the_intervals_that_do_not_overlap(mediant: Mediant, tmp_p
 
 
 def test_compare_of_two_runs_lists_every_measure(mediant: Mediant, finished: Path):
-    rows = [line.split() for line in mediant("compare", finished, finished).out.splitlines()]
+    called = mediant("compare", finished, finished)
+    assert called.err == ""
+    rows = [line.split() for line in called.out.splitlines()][1:]
     assert [row[0] for row in rows] == NAMED
     assert [row for row in rows if row[1] != row[2] or "*" in row] == []
 
@@ -302,8 +305,35 @@ def test_data_lists_the_tasks_and_shows_pairs_of_one(mediant: Mediant, pairs: Pa
 
 
 def test_data_check_says_how_many_pairs_fit(mediant: Mediant, agreement: Path, pairs: Path):
-    expected = f"48 pairs fit {agreement}; answers take 1 row(s) each; spans shared by all: subject, other\n"
+    expected = f"48 pairs fit {agreement}; spans shared by all: subject, other\n"
     assert mediant("data", "check", pairs, "--model", agreement).out == expected
+
+
+def test_data_check_names_every_pair_that_does_not_fit(mediant: Mediant, agreement: Path, tmp_path: Path):
+    lines = [
+        {"clean": "The keys are", "counterfactual": "The key near the", "answer": " are", "counterfactual_answer": " is"},
+        {"clean": "The keys near", "counterfactual": "The key near", "answer": " are", "counterfactual_answer": " is"},
+        {"clean": "The keys near", "counterfactual": "The key near", "answer": " are", "counterfactual_answer": " is"},
+        {"clean": "The keys", "counterfactual": "The key near the", "answer": " are", "counterfactual_answer": " is"},
+    ]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    called = mediant("data", "check", file, "--model", agreement)
+    assert called.code == 2
+    assert "3 of 4 pairs do not fit" in called.err
+    assert all(f"pair line-{i}" in called.err for i in (1, 3, 4))
+    assert "pair line-3 has the prompts of pair line-2 again" in called.err
+
+
+def test_compare_says_in_what_runs_are_unlike(mediant: Mediant, tmp_path: Path):
+    first, second = written(tmp_path / "a", x=(1.0, None)), written(tmp_path / "b", x=(1.0, None))
+    changed = json.loads((second / "result.json").read_text(encoding="utf-8"))
+    changed["preset"], changed["provenance"]["metric"] = "full", "prob_diff"
+    (second / "result.json").write_text(json.dumps(changed), encoding="utf-8")
+    called = mediant("compare", first, second)
+    assert called.code == 0
+    assert "the runs differ in preset" in called.err
+    assert "the runs differ in metric: None and prob_diff" in called.err
 
 
 def test_a_dry_run_prints_the_settings_and_touches_nothing(

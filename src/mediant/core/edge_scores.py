@@ -76,16 +76,27 @@ class EdgeScores:
             found.append(Scored(label if len(self.spans) == 1 else f"{label} @ {name}", float(table.reshape(-1)[flat])))
         return found
 
-    def save(self, path: Path | str) -> None:
-        """Write as safetensors; resamples are not stored."""
+    def save(self, path: Path | str, *, with_draws: bool = False) -> None:
+        """Write as safetensors, in single precision and without the entries that are no edges.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
         from safetensors.numpy import save_file
 
         about = {
             "n_layers": self.graph.n_layers, "n_heads": self.graph.n_heads, "parallel": self.graph.parallel,
             "spans": self.spans, "n": self.n, "method": self.method, "metric": self.metric,
         }  # fmt: skip
-        tables = {"within": self.within} | ({} if self.crossing is None else {"crossing": self.crossing})
-        save_file({name: np.ascontiguousarray(t) for name, t in tables.items()}, str(path), {"edge_scores": json.dumps(about)})
+        tables = {}
+        for i, one in enumerate([self, *(self.draws if with_draws else [])]):
+            tables[f"within.{i}"] = one.within[:, self.graph.exists].astype(np.float32)
+            if one.crossing is not None:
+                tables[f"crossing.{i}"] = one.crossing.astype(np.float32)
+        try:
+            save_file(tables, str(path), {"edge_scores": json.dumps(about)})
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot write edge scores to {path}: {error}") from error
 
     @classmethod
     def load(cls, path: Path | str) -> "EdgeScores":
@@ -99,11 +110,15 @@ class EdgeScores:
         try:
             with safe_open(str(path), framework="numpy") as file:
                 about = json.loads((file.metadata() or {})["edge_scores"])
-                tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+                tables = {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}  # noqa: SIM118 - not a mapping
             graph = CircuitGraph(about["n_layers"], about["n_heads"], about["parallel"])
-            return cls(
-                graph, tuple(about["spans"]), tables["within"], tables.get("crossing"), about["n"], [], about["method"],
-                about["metric"],
-            )  # fmt: skip
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            found, how = [], (about["method"], about["metric"])
+            for i in range(sum(name.startswith("within") for name in tables)):
+                within = np.zeros((len(about["spans"]), graph.n_targets, graph.n_sources))
+                within[:, graph.exists] = tables[f"within.{i}"]
+                crossing = tables.get(f"crossing.{i}")
+                found.append(cls(graph, tuple(about["spans"]), within, crossing, about["n"], [], *how))
+            found[0].draws = found[1:]
+            return found[0]
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
             raise RunError(f"{path} holds no edge scores: {complaints(error)}") from error

@@ -38,10 +38,10 @@ class Span:
 
     @classmethod
     def of(cls, span: "Span | str | int") -> "Span":
-        """A span from its name, its written range (`2:5`, `-2:`) or one position (`-1`, also as a number)."""
+        """A span from its name, its written range (`2:5`, `-2:`) or one position (`-1`; as a number also from the start)."""
         if isinstance(span, Span):
             return span
-        if isinstance(span, int) or re.fullmatch(r"-?\d{1,9}", span):
+        if isinstance(span, int) or re.fullmatch(r"-\d{1,9}", span):
             return cls.index(int(span))
         written = re.fullmatch(r"(-?\d{1,9}):(-?\d{1,9})?", span)
         return cls("", int(written[1]), int(written[2]) if written[2] else None) if written else cls(span)

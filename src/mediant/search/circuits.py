@@ -10,7 +10,7 @@ on the reversed graph. With `joined` ports, q, k and v of a head are one edge sc
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -79,6 +79,7 @@ def greedy(
     rule: Rule = "absolute",
     joined: bool = True,
     sizes: SpanSizes | None = None,
+    ends: Sequence[int] | None = None,
     limit: int | None = None,
 ) -> EdgeOrder:
     """Grow from the logits (at the last span) or from the embeddings, best edge first.
@@ -86,6 +87,7 @@ def greedy(
     Args:
         rule: largest |score|, or most negative score (most helpful) first.
         sizes: pairs of spans that no item has (key later than query) are left out.
+        ends: spans that hold some item's last token; the last one by default.
         limit: stop after so many edges.
 
     Raises:
@@ -96,9 +98,9 @@ def greedy(
     if rule not in ("absolute", "most_negative"):
         raise unknown("rule", rule, ["absolute", "most_negative"])
     growth = _Growth(scores, rule, joined, sizes)
-    steps = growth.backward if start == "logits" else growth.forward
+    last = [len(scores.spans) - 1] if ends is None else list(ends)
     chosen: list[tuple[int, ...]] = []
-    for edge in steps():
+    for edge in growth.backward(last) if start == "logits" else growth.forward():
         if limit is not None and len(chosen) >= limit:
             break
         chosen.append(edge)
@@ -189,10 +191,9 @@ class _Growth:
             upstream += [("port", span if part == 0 else int(key), port) for key in keys]
         return np.concatenate(gains), np.concatenate(tables), upstream
 
-    def backward(self) -> Iterator[tuple[int, ...]]:
-        """Edges from the last span's final stream backwards."""
-        start: Node = ("final", len(self.scores.spans) - 1, 0)
-        yield from self._grow([start], self.incoming)
+    def backward(self, ends: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        """Edges from the final stream at the last tokens' spans backwards."""
+        yield from self._grow([("final", span, 0) for span in ends], self.incoming)
 
     def forward(self) -> Iterator[tuple[int, ...]]:
         """Edges from all embeddings forwards."""
