@@ -5,12 +5,20 @@ import functools
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -62,7 +70,26 @@ def _gpt2():
     )  # fmt: skip
 
 
-BUILDERS = {"llama": _llama, "mistral": _mistral, "qwen2": _qwen2, "qwen3": _qwen3, "gpt2": _gpt2}
+def _gemma2():
+    return Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, query_pre_attn_scalar=8, sliding_window=32))
+
+
+def _gemma3():
+    return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, head_dim=8, query_pre_attn_scalar=8, sliding_window=32))
+
+
+def _olmo2():
+    return Olmo2ForCausalLM(Olmo2Config(**{**SIZES, "num_key_value_heads": 4}))
+
+
+def _neox():
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES, use_parallel_residual=True))
+
+
+BUILDERS = {
+    "llama": _llama, "mistral": _mistral, "qwen2": _qwen2, "qwen3": _qwen3, "gpt2": _gpt2, "gemma2": _gemma2,
+    "gemma3": _gemma3, "olmo2": _olmo2, "neox": _neox,
+}  # fmt: skip
 
 
 @functools.cache

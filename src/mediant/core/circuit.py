@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mediant.core.edge import CircuitEdge
-from mediant.core.errors import OutOfRange, RunError, complaints, unknown
+from mediant.core.errors import MediantError, RunError, complaints, unknown
 from mediant.core.graph import PORTS, CircuitGraph
 from mediant.core.site import Site
 
@@ -148,7 +148,7 @@ class Circuit:
             circuit.about = dict(found["about"])
             for source, target, where in found["edges"]:
                 circuit._add(source, target, where)
-        except (OSError, ValueError, KeyError, TypeError, OutOfRange) as error:
+        except (OSError, ValueError, KeyError, TypeError, MediantError) as error:
             raise RunError(f"{path} holds no circuit: {complaints(error)}") from error
         return circuit
 

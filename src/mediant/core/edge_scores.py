@@ -90,9 +90,10 @@ class EdgeScores:
         }  # fmt: skip
         tables = {}
         for i, one in enumerate([self, *(self.draws if with_draws else [])]):
-            tables[f"within.{i}"] = one.within[:, self.graph.exists].astype(np.float32)
+            # Masks and slices may leave an array in another order in memory, which safetensors would write as it lies.
+            tables[f"within.{i}"] = np.ascontiguousarray(one.within[:, self.graph.exists], dtype=np.float32)
             if one.crossing is not None:
-                tables[f"crossing.{i}"] = one.crossing.astype(np.float32)
+                tables[f"crossing.{i}"] = np.ascontiguousarray(one.crossing, dtype=np.float32)
         try:
             save_file(tables, str(path), {"edge_scores": json.dumps(about)})
         except (OSError, ValueError) as error:

@@ -65,6 +65,8 @@ class Pair:
         counterfactual_answer: continuation of `counterfactual`.
         template: items that share one are resampled together in intervals.
         variables: values of the task's causal variables, for reports and splits.
+        answers, counterfactual_answers: where many continuations are right, all of one token each; `answer` and
+            `counterfactual_answer` are then one of them.
     """
 
     id: str
@@ -74,6 +76,8 @@ class Pair:
     counterfactual_answer: str
     template: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
+    answers: tuple[str, ...] = ()
+    counterfactual_answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("clean", "counterfactual"):

@@ -35,8 +35,7 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 def graph_of(subject: Subject) -> CircuitGraph:
     """Nodes and edges of a subject."""
-    parallel = bool(subject.family.parallel) and bool(getattr(subject.model.config, subject.family.parallel))
-    return CircuitGraph(subject.shape.n_layers, subject.shape.n_heads, parallel)
+    return CircuitGraph(subject.shape.n_layers, subject.shape.n_heads, subject.shape.parallel)
 
 
 class Ports:
@@ -205,14 +204,14 @@ class Passage:
         hook_in = [(self.subject.layers[0], self._embedding()), (family.final_norm_of(model), self._final())]
         hook_out = []
         for layer in range(self.graph.n_layers):
-            attn, block = family.attn_of(model, layer), self.subject.layers[layer]
+            attn = family.attn_of(model, layer)
             hook_in += [
                 (self.ports.attention_reader(layer), self._attention(layer)),
                 (self.ports.mlp_reader(layer), self._mlp(layer)),
             ]
             hook_out += [(attn.get_submodule(name), self._projection(layer, i)) for i, name in enumerate(family.qkv)]
             hook_out += [(family.out_proj_of(model, layer), self._heads(layer))]
-            hook_out += [(block.get_submodule(family.mlp_post_norm or family.mlp), self._mlp_output(layer))]
+            hook_out += [(family.mlp_writer_of(model, layer), self._mlp_output(layer))]
         try:
             handles += [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in hook_in]
             handles += [module.register_forward_hook(hook, with_kwargs=True) for module, hook in hook_out]

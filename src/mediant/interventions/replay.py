@@ -26,6 +26,9 @@ from mediant.interventions.execute import Output, Place, edit
 from mediant.subject import Batch, Subject
 from mediant.subject.subject import Window
 
+# What layers call the key/value cache they are given.
+CACHES = ("past_key_values", "layer_past")
+
 
 @dataclass(frozen=True, eq=False)
 class Recording:
@@ -83,7 +86,8 @@ def record(subject: Subject, batch: Batch, *, keep: int = 1) -> Recording:
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         named = dict(zip(names[len(calls)], args, strict=False)) | kwargs
         hidden.append(named.pop("hidden_states"))
-        named.pop("past_key_values", None)
+        for name in CACHES:
+            named.pop(name, None)
         calls.append(named)
 
     def note_final(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -134,7 +138,7 @@ def replay(
         with edit(subject, *live, capture=places) as active:
             active.forwards += 1
             hidden = _run_layers(recording, layer, column, times)
-            logits = subject.unembed(hidden) if keep >= hidden.shape[1] else _last_logits(subject, hidden, keep)
+            logits = subject.unembed(hidden, keep=keep)
     finally:
         subject.window = before
     return Output(logits[:, -keep:], active.captured(), active.firings())
@@ -161,12 +165,6 @@ def branch(
     return Output(logits, active.captured(), active.firings())
 
 
-def _last_logits(subject: Subject, hidden: Tensor, keep: int) -> Tensor:
-    normed = subject.family.final_norm_of(subject.model)(hidden)
-    logits: Tensor = subject.family.unembed_of(subject.model)(normed[:, -keep:])
-    return logits
-
-
 def _run_layers(recording: Recording, first: int, column: int, times: int) -> Tensor:
     subject = recording.subject
     n_layers, width = subject.shape.n_layers, recording.batch.n_cols - column
@@ -179,7 +177,8 @@ def _run_layers(recording: Recording, first: int, column: int, times: int) -> Te
     for layer in range(first, n_layers):
         call = _suffix_call(recording.calls[layer], recording.batch.n_rows, column, times)
         device = recording.hidden[layer].device
-        call |= {"attention_mask": mask.to(device), "past_key_values": cache}
+        name = next(name for name in CACHES if name in _parameters(subject.layers[layer]))
+        call |= {"attention_mask": mask.to(device), name: cache}
         hidden = subject.layers[layer](hidden.to(device), **call)
     return hidden
 

@@ -28,7 +28,8 @@ class Tap:
     Attributes:
         side: whether it is the module's input or its output.
         heads: number of heads the last dimension splits into; 0 when it is not per head.
-        part: for fused projections, which slice of the last dimension belongs to the site.
+        part: for fused projections, which slice of the last dimension belongs to the site; where heads take turns, `slot`
+            says which third of each head's outputs.
         partner: for derived sites, a module whose input must be remembered.
         derive: turns (remembered input at the tokens, output at the tokens) into the site's value.
         keeps_changes: whether what was written before must be added to what `derive` gives, because the output does not
@@ -39,6 +40,7 @@ class Tap:
     side: Literal["input", "output"]
     heads: int = 0
     part: tuple[int, int] | None = None
+    slot: int | None = None
     partner: nn.Module | None = None
     derive: Callable[[Tensor, Tensor], Tensor] | None = None
     keeps_changes: bool = False
@@ -52,6 +54,8 @@ class Tap:
         if not self.heads:
             return found
         split = found.unflatten(-1, (self.heads, -1))
+        if self.slot is not None:
+            split = split.unflatten(-1, (3, -1))[..., self.slot, :]
         chosen: Tensor = split if head is None else split[:, head]
         return chosen
 
@@ -71,7 +75,11 @@ class Tap:
         full = result[at[0], at[1]]
         place = slice(*(self.part or (None,)))
         part = full[..., place]
-        if self.heads:
+        if self.slot is not None:
+            thirds = part.unflatten(-1, (self.heads, 3, -1)).clone()
+            thirds[:, slice(None) if head is None else head, self.slot] = new
+            part = thirds.flatten(-3)
+        elif self.heads:
             split = part.unflatten(-1, (self.heads, -1)).clone()
             if head is None:
                 split = new
@@ -108,14 +116,14 @@ def tap(subject: Subject, site: Site) -> Tap:
         project = family.out_proj_of(model, layer)
         return Tap(project, "output", partner=project, derive=_head_result(subject, project, site.head), keeps_changes=True)
     if site.kind == "resid_mid":
-        return Tap(attn, "output", partner=family.attn_norm_of(model, layer), derive=torch.add)
+        return Tap(family.attn_writer_of(model, layer), "output", partner=family.attn_norm_of(model, layer), derive=torch.add)
     simple: dict[str, Tap] = {
         "attn_in": Tap(attn, "input"),
         "head_z": Tap(family.out_proj_of(model, layer), "input", heads=subject.shape.n_heads),
-        "attn_out": Tap(attn, "output"),
+        "attn_out": Tap(family.attn_writer_of(model, layer), "output"),
         "mlp_in": Tap(mlp, "input"),
         "mlp_post": Tap(mlp.get_submodule(family.mlp_down), "input"),
-        "mlp_out": Tap(mlp, "output"),
+        "mlp_out": Tap(family.mlp_writer_of(model, layer), "output"),
     }
     return simple[site.kind]
 
@@ -126,6 +134,8 @@ def _projection(subject: Subject, kind: str, attn: nn.Module) -> Tap:
     which = "qkv".index(kind)
     if len(names) == 3:
         return Tap(attn.get_submodule(names[which]), "output", heads=heads)
+    if subject.family.fused == "by head":
+        return Tap(attn.get_submodule(names[0]), "output", heads=heads, slot=which)
     widths = [shape.n_heads * shape.d_head, shape.n_kv_heads * shape.d_head, shape.n_kv_heads * shape.d_head]
     start = sum(widths[:which])
     return Tap(attn.get_submodule(names[0]), "output", heads=heads, part=(start, start + widths[which]))

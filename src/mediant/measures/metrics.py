@@ -1,7 +1,7 @@
 """What is measured of a model's answer: one number per pair, by name or by the user's own function.
 
 >>> sorted(METRICS)
-['answer_logprob', 'answer_prob', 'logit_diff', 'logprob_diff', 'prob_diff']
+['answer_logprob', 'answer_prob', 'logit_diff', 'logprob_diff', 'prob_diff', 'set_prob_diff']
 
 A user's function takes an `Outcome` and returns one number per pair:
 
@@ -85,12 +85,17 @@ class Outcome:
 
     @property
     def preferred(self) -> Bool[Tensor, " pair"]:
-        """Whether the answer is likelier than the counterfactual answer."""
+        """Whether the answer (or all right answers together) is likelier than the counterfactual one (or all wrong ones)."""
+        if self.pairs.answer_sets:
+            return set_prob_diff(self) > 0
         return self.answer_logprob > self.counterfactual_logprob
 
     @cached_property
     def greedy_right(self) -> Bool[Tensor, " pair"]:
-        """Whether greedy decoding gives the whole answer."""
+        """Whether greedy decoding gives the whole answer, or one of the right answers."""
+        if self.pairs.answer_sets:
+            best = self.logits.argmax(-1).tolist()
+            return torch.tensor([token in right for token, (right, _) in zip(best, self.pairs.answer_sets, strict=True)])
         return self.pairs.greedy_right(self.kept)
 
 
@@ -128,7 +133,23 @@ def answer_prob(outcome: Outcome) -> Float[Tensor, " pair"]:
     return outcome.answer_logprob.exp()
 
 
-METRICS: dict[str, Metric] = {f.__name__: f for f in (logit_diff, logprob_diff, prob_diff, answer_logprob, answer_prob)}
+def set_prob_diff(outcome: Outcome) -> Float[Tensor, " pair"]:
+    """Probability of all right answers minus that of all wrong ones, for pairs with sets of answers.
+
+    Raises:
+        TaskError: pairs with one answer each.
+    """
+    sets = outcome.pairs.answer_sets
+    if not sets:
+        raise TaskError("set_prob_diff compares sets of answers, but these pairs have one answer each; use prob_diff")
+    prob = outcome.logits.float().softmax(-1)
+    found = [p[list(right)].sum() - p[list(wrong)].sum() for p, (right, wrong) in zip(prob, sets, strict=True)]
+    return torch.stack(found)
+
+
+METRICS: dict[str, Metric] = {
+    f.__name__: f for f in (logit_diff, logprob_diff, prob_diff, answer_logprob, answer_prob, set_prob_diff)
+}
 
 
 def metric(name: str | Metric) -> Metric:

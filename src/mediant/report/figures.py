@@ -106,3 +106,48 @@ def plain(text: str) -> str:
 def visible(token: str) -> str:
     """A token with its spaces and line breaks made visible."""
     return token.replace(" ", "·", 1).replace("\n", "⏎") if token.startswith(" ") else token.replace("\n", "⏎")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve with its 95 % band, for `curves`."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    colour: str = ACCENT
+
+
+def curves(lines: Sequence[Line], *, x_title: str, y_title: str, level: float | None = None) -> "Figure":
+    """Curves with bands on a logarithmic x axis; `level` draws a dashed line across."""
+    from plotly.graph_objects import Figure, Scatter
+
+    figure = Figure()
+    for line in lines:
+        name, x = plain(line.label), list(line.x)
+        figure.add_trace(
+            Scatter(
+                x=x + x[::-1], y=[*line.high, *list(line.low)[::-1]], fill="toself", fillcolor=_faint(line.colour),
+                line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name,
+            )
+        )  # fmt: skip
+        hover = [f"{name}<br>{a:,.0f} edges: {b:.2f}" for a, b in zip(x, line.y, strict=True)]
+        figure.add_trace(
+            Scatter(
+                x=x, y=list(line.y), mode="lines+markers", name=name, legendgroup=name, hovertext=hover, hoverinfo="text",
+                line={"color": line.colour, "width": 2}, marker={"size": 6},
+            )
+        )  # fmt: skip
+    if level is not None:
+        figure.add_hline(y=level, line={"color": MUTED, "width": 1, "dash": "dash"})
+    figure.update_xaxes(type="log", title_text=plain(x_title), dtick=1)
+    figure.update_yaxes(title_text=plain(y_title))
+    figure.update_layout(height=420, legend={"orientation": "h", "y": 1.12, "x": 0})
+    return figure
+
+
+def _faint(colour: str) -> str:
+    r, g, b = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({r},{g},{b},0.18)"

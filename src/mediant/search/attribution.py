@@ -52,7 +52,6 @@ def eap(
     bootstrap: int = 0,
     seed: int = 0,
     order: Callable[[PairBatch], TokenOrder] | None = None,
-    tick: Callable[[int], None] | None = None,
 ) -> EdgeScores:
     """Scores of every edge of the subject's circuit graph.
 
@@ -87,15 +86,29 @@ def eap(
     names = ("all",) if spans is None else tuple(str(s) for s in spans)
     total = Accumulator(graph_of(subject), names, crossing=spans is not None and crossing, bootstrap=bootstrap, seed=seed)
     for start in range(0, len(pairs), batch_size):
-        batch = encode(subject, pairs[start : start + batch_size])
-        tokens = order(batch) if order is not None else TokenOrder.of(batch.base, spans)
-        attribution = _Attribution(subject, batch, tokens, metric, total, ablation)
-        getattr(attribution, method.replace("-", "_"))(steps)
-        if tick is not None:
-            tick(len(batch.pairs))
-    return total.scores(
-        f"{method}, {ablation} ablation", metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
-    )
+        accumulate(
+            total, subject, pairs[start : start + batch_size], metric=metric, method=method, ablation=ablation, steps=steps,
+            order=order or (lambda batch: TokenOrder.of(batch.base, spans)),
+        )  # fmt: skip
+    name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
+    return total.scores(f"{method}, {ablation} ablation", name)
+
+
+def accumulate(
+    total: "Accumulator",
+    subject: Subject,
+    pairs: Sequence[Pair],
+    *,
+    order: Callable[[PairBatch], TokenOrder],
+    metric: str | Metric = "logit_diff",
+    method: str = "eap",
+    ablation: str = "counterfactual",
+    steps: int = 5,
+) -> None:
+    """Add one batch of pairs to running sums: what `eap` does per batch, for callers that watch or share out the batches."""
+    batch = encode(subject, pairs)
+    attribution = _Attribution(subject, batch, order(batch), metric, total, ablation)
+    getattr(attribution, method.replace("-", "_"))(steps)
 
 
 class Accumulator:

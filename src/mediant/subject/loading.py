@@ -10,6 +10,7 @@ checked against its family before it is handed out.
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,8 @@ def load(
 def wrap(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", *, name: str = "", fingerprint: str = "") -> Subject:
     """A `Subject` from a model and tokenizer already in memory."""
     config: Any = model.config
-    family, shape = family_of(config.model_type), shape_of(config)
+    family = family_of(config.model_type)
+    shape = replace(shape_of(config), parallel=bool(family.parallel) and bool(getattr(config, family.parallel)))
     check(family, model, shape)
     return Subject(name or type(model).__name__, model.eval(), tokenizer, family, shape, fingerprint)
 

@@ -146,10 +146,16 @@ class Subject:
             raise TaskError(f"answer {answer!r} is not a run of tokens after {prompt[-40:]!r}{hint}")
         return both[len(before) :]
 
-    def unembed(self, hidden: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n vocab"]:
-        """Logits of residual-stream vectors: the model's own final norm and unembedding."""
-        logits: Tensor = self.family.unembed_of(self.model)(self.family.final_norm_of(self.model)(hidden))
-        return logits
+    def unembed(self, hidden: Float[Tensor, "*n d_model"], *, keep: int | None = None) -> Float[Tensor, "*m vocab"]:
+        """Logits of residual-stream vectors: the model's own final norm, unembedding and cap.
+
+        Args:
+            keep: of shape (batch, pos, d_model), only the last so many positions.
+        """
+        normed = self.family.final_norm_of(self.model)(hidden)
+        logits: Tensor = self.family.unembed_of(self.model)(normed if keep is None else normed[:, -keep:])
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids."""

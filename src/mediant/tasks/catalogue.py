@@ -17,6 +17,7 @@ TASKS: dict[str, str] = {
     "agreement": "mediant.tasks.agreement",
     "arithmetic": "mediant.tasks.arithmetic",
     "colours": "mediant.tasks.colours",
+    "greater-than": "mediant.tasks.greater_than",
 }
 """Name -> module with `generate`."""
 DESCRIPTIONS: dict[str, str] = {
@@ -24,6 +25,7 @@ DESCRIPTIONS: dict[str, str] = {
     "pronouns": "which pronoun follows a profession (gender stereotypes)",
     "agreement": "number of the verb across a distracting noun",
     "arithmetic": "single-digit sums and differences",
+    "greater-than": "years after a start: all later numbers before all earlier ones",
     "colours": "multiple choice: which letter stands before the right colour",
 }
 

@@ -33,6 +33,7 @@ class PairBatch:
         answers, counterfactual_answers: token ids per pair, of the clean and of the counterfactual prompt.
         rows_per_pair: 1 for single-token answers, 2 otherwise (rows `2i` and `2i + 1` score the two answers).
         keep: for how many last columns logits are needed.
+        answer_sets: token ids of all right and all wrong answers per pair; empty where pairs have one of each.
     """
 
     pairs: tuple[Pair, ...]
@@ -42,6 +43,7 @@ class PairBatch:
     counterfactual_answers: tuple[tuple[int, ...], ...]
     rows_per_pair: int
     keep: int
+    answer_sets: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
 
     @cached_property
     def first_difference(self) -> Int[Tensor, " row"]:
@@ -107,6 +109,7 @@ def encode(subject: Subject, pairs: Sequence[Pair], *, direction: Direction = "n
         raise TaskError("no pairs to encode")
     answers = tuple(tuple(item.answer) for item in items)
     counters = tuple(tuple(item.counterfactual_answer) for item in items)
+    sets = [found for pair in pairs if (found := _answer_sets(subject, pair)) is not None]
     single = all(len(ids) == 1 for ids in (*answers, *counters))
     if single:
         base, source = [i.base for i in items], [i.source for i in items]
@@ -115,7 +118,14 @@ def encode(subject: Subject, pairs: Sequence[Pair], *, direction: Direction = "n
         source = [_extended(i.source, ids) for i in items for ids in (i.answer, i.counterfactual_answer)]
     keep = max(len(ids) for ids in (*answers, *counters))
     return PairBatch(
-        tuple(pairs), subject.collate(base), subject.collate(source), answers, counters, 1 if single else 2, 1 if single else keep
+        tuple(pairs),
+        subject.collate(base),
+        subject.collate(source),
+        answers,
+        counters,
+        1 if single else 2,
+        1 if single else keep,
+        tuple(sets) if len(sets) == len(items) else (),
     )
 
 
@@ -136,6 +146,22 @@ def check_pairs(subject: Subject, pairs: Sequence[Pair]) -> tuple[list[str], lis
             lengths = f"{len(item.answer)} and {len(item.counterfactual_answer)} tokens"
             odd.append(f"pair {pair.id}: the answers take {lengths}; the longer one is less probable for that alone")
     return wrong, odd
+
+
+def _answer_sets(subject: Subject, pair: Pair) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Token ids of a pair's right and wrong answers; None where it has one of each."""
+    if not pair.answers or not pair.counterfactual_answers:
+        return None
+    found = []
+    for texts in (pair.answers, pair.counterfactual_answers):
+        ids = [subject.continuation_ids(pair.clean.text, text) for text in texts]
+        longer = [text for text, one in zip(texts, ids, strict=True) if len(one) != 1]
+        if longer:
+            raise TaskError(
+                f"pair {pair.id}: answers in a set must be single tokens, but {', '.join(map(repr, longer[:5]))} are not"
+            )
+        found.append(tuple(one[0] for one in ids))
+    return found[0], found[1]
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,8 @@ class SpanTable:
 def from_task_spans(subject: Subject, pairs: Sequence[Pair], names: Sequence[str] | None = None) -> SpanTable:
     """Rule-based schema: the named spans all prompts share, and what stands before, between and after them.
 
-    The first token is a span of its own (it gathers attention whatever it says), unless it is in a named span.
+    The first token is a span of its own (it gathers attention whatever it says), unless it is in a named span. Where another
+    span ends the prompt together with "end", the last token is "end" alone.
 
     Raises:
         SpanError: naming the prompts that lack a span, where spans overlap, or stand in another order than in the first.
@@ -146,8 +147,9 @@ def from_task_spans(subject: Subject, pairs: Sequence[Pair], names: Sequence[str
     if lacking or not shared:
         where = f"{', '.join(lacking[:SHOWN])} lack one of {', '.join(shared)}" if shared else "the prompts share no named span"
         raise SpanError(f"a schema needs spans that every prompt names: {where}")
-    shared.sort(key=lambda name: first[name])
-    wrong = [pair.id for pair in pairs if not _in_order([tokens[pair.id].spans[name] for name in shared])]
+    shared.sort(key=lambda name: (first[name], name == "end"))
+    places = {pair.id: _own_end([tokens[pair.id].spans[n] for n in shared], shared) for pair in pairs}
+    wrong = [name for name, found in places.items() if not _in_order(found)]
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise SpanError(
@@ -155,13 +157,21 @@ def from_task_spans(subject: Subject, pairs: Sequence[Pair], names: Sequence[str
             f"but not in {', '.join(wrong[:SHOWN])}{more}. Run the orders apart, or leave out a span"
         )
     labels = _with_gaps(shared)
-    rows = {pair.id: _numbers([tokens[pair.id].spans[n] for n in shared], len(tokens[pair.id].ids)) for pair in pairs}
+    rows = {name: _numbers(found, len(tokens[name].ids)) for name, found in places.items()}
     used = sorted({s for row in rows.values() for s in row})
     return SpanTable(tuple(labels[s] for s in used), {name: tuple(used.index(s) for s in row) for name, row in rows.items()})
 
 
+def _own_end(places: Sequence[tuple[int, ...]], names: Sequence[str]) -> list[tuple[int, ...]]:
+    """The span "end" keeps its tokens where another one ends the prompt too; that one may be left empty."""
+    end = set(places[names.index("end")]) if "end" in names else set()
+    return [
+        place if name == "end" else tuple(t for t in place if t not in end) for name, place in zip(names, places, strict=True)
+    ]
+
+
 def _in_order(places: Sequence[tuple[int, ...]]) -> bool:
-    return all(max(a) < min(b) for a, b in pairwise(places))
+    return all(max(a) < min(b) for a, b in pairwise([place for place in places if place]))
 
 
 def _with_gaps(names: Sequence[str]) -> list[str]:
@@ -173,11 +183,12 @@ def _with_gaps(names: Sequence[str]) -> list[str]:
 
 
 def _numbers(places: Sequence[tuple[int, ...]], length: int) -> tuple[int, ...]:
+    """Label of each token: 0 first, 2 + 2i in span i, 1 + 2i before it."""
     row = []
     for token in range(length):
-        passed = sum(max(place) < token for place in places)
-        inside = passed < len(places) and min(places[passed]) <= token
-        row.append(2 + 2 * passed if inside else 1 + 2 * passed)
+        inside = [i for i, place in enumerate(places) if place and min(place) <= token <= max(place)]
+        passed = [i + 1 for i, place in enumerate(places) if place and max(place) < token]
+        row.append(2 + 2 * inside[0] if inside else 1 + 2 * max(passed, default=0))
     if row[0] == 1:
         row[0] = 0
     return tuple(row)

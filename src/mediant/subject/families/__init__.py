@@ -2,12 +2,15 @@
 
 from mediant.core.errors import unknown
 from mediant.subject.families.family import Family, Shape, check
+from mediant.subject.families.gemma import GEMMA
 from mediant.subject.families.gpt2 import GPT2
 from mediant.subject.families.llama import LLAMA
+from mediant.subject.families.neox import NEOX
+from mediant.subject.families.olmo2 import OLMO2
 from mediant.subject.families.qwen import QWEN
 from mediant.subject.families.toy import TOY
 
-FAMILIES: tuple[Family, ...] = (LLAMA, QWEN, GPT2, TOY)
+FAMILIES: tuple[Family, ...] = (LLAMA, QWEN, GPT2, GEMMA, OLMO2, NEOX, TOY)
 
 
 def family_of(model_type: str) -> Family:

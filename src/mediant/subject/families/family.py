@@ -17,7 +17,10 @@ from mediant.core.site import HEAD_KINDS, KEY_VALUE_KINDS, LAYERLESS_KINDS, Site
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a subject. Query heads number `n_heads`, key/value heads `n_kv_heads`."""
+    """Sizes of a subject. Query heads number `n_heads`, key/value heads `n_kv_heads`.
+
+    `parallel` says that attention and MLP of a block read the same stream.
+    """
 
     n_layers: int
     n_heads: int
@@ -26,6 +29,7 @@ class Shape:
     d_head: int
     d_mlp: int
     n_vocab: int
+    parallel: bool = False
 
     @property
     def group(self) -> int:
@@ -86,8 +90,16 @@ class Family:
         return self.layers_of(model)[layer].get_submodule(self.attn)
 
     def attn_norm_of(self, model: nn.Module, layer: int) -> nn.Module:
-        """Norm before attention: it is given the residual stream as it enters the layer, after every hook on the layer."""
+        """Norm before attention, or the layer itself: given the residual stream as it enters the layer, after every hook."""
         return self.layers_of(model)[layer].get_submodule(self.attn_norm)
+
+    def attn_writer_of(self, model: nn.Module, layer: int) -> nn.Module:
+        """The module whose output attention adds to the stream."""
+        return self.layers_of(model)[layer].get_submodule(self.attn_post_norm or self.attn)
+
+    def mlp_writer_of(self, model: nn.Module, layer: int) -> nn.Module:
+        """The module whose output the MLP adds to the stream."""
+        return self.layers_of(model)[layer].get_submodule(self.mlp_post_norm or self.mlp)
 
     def out_proj_of(self, model: nn.Module, layer: int) -> nn.Module:
         """Projection that turns concatenated head values into the attention output."""
@@ -114,6 +126,8 @@ class Family:
         """
         if site.kind in self.cannot:
             raise SubjectError(f"family {self.name} cannot address {site.kind!r}: {self.cannot[site.kind]}")
+        if site.kind == "resid_mid" and shape.parallel:
+            raise SubjectError("attention and MLP of this model read the same stream; there is none between them")
         if site.kind not in LAYERLESS_KINDS and (site.layer is None or site.layer >= shape.n_layers):
             raise OutOfRange(
                 f"layer {site.layer} of {str(site)!r} does not exist: this model has layers 0 to {shape.n_layers - 1}"
@@ -135,6 +149,9 @@ def check(family: Family, model: nn.Module, shape: Shape) -> None:
         for layer in range(len(layers)):
             family.out_proj_of(model, layer)
             family.attn_norm_of(model, layer)
+            layers[layer].get_submodule(family.mlp_norm)
+            family.attn_writer_of(model, layer)
+            family.mlp_writer_of(model, layer)
             family.mlp_of(model, layer).get_submodule(family.mlp_down)
             for name in family.qkv:
                 family.attn_of(model, layer).get_submodule(name)

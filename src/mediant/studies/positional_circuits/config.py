@@ -1,0 +1,29 @@
+"""Settings of the positional-circuits study. Torch-free."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from mediant.studies.config import StudyConfig
+
+NAME = "positional-circuits"
+TITLE = "Which edges, at which positions"
+
+
+class Config(StudyConfig):
+    """Every setting with its unit and where the default comes from."""
+
+    task: str = Field("ioi", description="A generated task by name, or a .jsonl file of your own pairs with named spans.")
+    also: str | None = Field(None, description="A second generated task to run beside it; left out where `task` is a file.")
+    metric: str | None = Field(None, description="Metric by name or file.py:function; default: the task's own.")
+    n: int = Field(200, ge=8, description="Pairs on which circuits are run (500 in the paper).")
+    n_discovery: int = Field(
+        100, ge=6, description="Pairs on which edges are scored; never used to run circuits (500 in the paper)."
+    )
+    method: Literal["eap", "ig-inputs", "clean-corrupted"] = Field("eap", description="How edges are scored; the paper's is eap.")
+    steps: int = Field(5, ge=1, description="Steps of integrated gradients, for ig-inputs.")
+    threshold: float = Field(0.8, gt=0, le=1, description="Hard faithfulness at which circuits' sizes are compared.")
+    n_sizes: int = Field(8, ge=4, description="Circuit sizes on each curve, evenly spaced on the log axis.")
+    bootstrap: int = Field(8, ge=2, description="Resamples of the discovery pairs behind stability.")
+    n_positions: int = Field(24, ge=6, description="Discovery pairs behind the table of cancellation and over-estimation.")
+    batch_size: int = Field(20, ge=1, description="Pairs run together; one random circuit is drawn per batch.")

@@ -1,0 +1,164 @@
+"""The algorithm, top to bottom: score edges by span, grow circuits of every size, run them, compare.
+
+Four rankings are compared: edges by position (the claim), edges for all positions alike (the baseline, also ranked by
+helpfulness alone for CPR), edges by position with the spans' names dealt out anew in every prompt (a control that must
+do worse), and edges in random order (one drawn per batch).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mediant.core.circuit import Circuit, SpanSizes
+from mediant.core.edge_scores import EdgeScores
+from mediant.core.pair import Pair
+from mediant.measures.faithfulness import PROPORTIONS, CircuitBench, mean_sizes, span_sizes
+from mediant.measures.intervals import Array
+from mediant.search.circuits import EdgeOrder, greedy
+from mediant.studies.positional_circuits.config import Config
+from mediant.studies.positional_circuits.task import Data
+from mediant.subject import Subject
+from mediant.tasks.schema import SpanTable
+
+KINDS = ("positional", "shuffled", "nonpositional", "helpful")
+Numbers = list[float]
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Circuits of rising size from one ranking.
+
+    Attributes:
+        sizes: tokens and pairs per span, mean over the items circuits are run on.
+    """
+
+    circuits: tuple[Circuit, ...]
+    sizes: SpanSizes
+
+    def concrete(self, *, crossing: bool = True) -> Numbers:
+        """Edges between single tokens."""
+        return [c.n_concrete(self.sizes, crossing=crossing) for c in self.circuits]
+
+    def abstract(self) -> Numbers:
+        """Edges between nodes at spans."""
+        return [float(c.n_abstract()) for c in self.circuits]
+
+    def proportions(self) -> Numbers:
+        """Share of the graph's edges within positions; for circuits without positions."""
+        return [c.n_edges / c.graph.n_edges for c in self.circuits]
+
+
+def sizes_of(table: SpanTable, pairs: Sequence[Pair]) -> SpanSizes:
+    """Mean sizes of a schema's spans over some pairs."""
+    import torch
+
+    return mean_sizes([span_sizes(torch.tensor(table.of(pair)), len(table.names)) for pair in pairs])
+
+
+def orders(scores: EdgeScores, shuffled: EdgeScores, data: Data, dealt: SpanTable) -> dict[str, EdgeOrder]:
+    """Edges in order of growth, for each ranking."""
+    flat = scores.summed()
+    return {
+        "positional": greedy(scores, sizes=sizes_of(data.table, data.evaluation), ends=data.table.ends),
+        "shuffled": greedy(shuffled, sizes=sizes_of(dealt, data.evaluation), ends=dealt.ends),
+        "nonpositional": greedy(flat),
+        # Each port by itself: a helpful query would drag a harmful key along.
+        "helpful": greedy(flat, rule="most_negative", joined=False),
+    }
+
+
+def curves(found: dict[str, EdgeOrder], data: Data, dealt: SpanTable, config: Config) -> dict[str, Curve]:
+    """Circuits of each ranking: evenly spaced in log size by position, at the benchmark's proportions without."""
+    sizes = {"positional": sizes_of(data.table, data.evaluation), "shuffled": sizes_of(dealt, data.evaluation)}
+    whole = sizes_of(_single(data), data.evaluation)
+    result = {}
+    for kind, order in found.items():
+        circuits = at_proportions(order) if kind in ("nonpositional", "helpful") else evenly(order, config.n_sizes)
+        result[kind] = Curve(circuits, sizes.get(kind, whole))
+    return result
+
+
+def evenly(order: EdgeOrder, n: int, smallest: int = 16) -> tuple[Circuit, ...]:
+    """`n` circuits between a few edges and all, evenly spaced on the log axis."""
+    asked = np.geomspace(min(smallest, len(order)), len(order), n).round().astype(int)
+    return tuple(order.circuit(int(k)) for k in asked)
+
+
+def at_proportions(order: EdgeOrder) -> tuple[Circuit, ...]:
+    """Circuits with the benchmark's shares of the graph's edges, as closely as growth and pruning allow."""
+    total = order.scores.graph.n_edges
+    return tuple(order.circuit(_prefix(order, round(p * total))) for p in PROPORTIONS)
+
+
+def _prefix(order: EdgeOrder, wanted: int) -> int:
+    """Shortest prefix whose circuit has at least `wanted` edges."""
+    low, high = 0, len(order)
+    while low < high:
+        middle = (low + high) // 2
+        if order.circuit(middle).n_edges >= wanted:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def random_order(scores: EdgeScores, seed: int) -> EdgeOrder:
+    """Edges without positions in an order grown from random scores."""
+    drawn = np.random.default_rng(seed).normal(size=(1, *scores.within.shape[1:])) * scores.graph.exists
+    return greedy(EdgeScores(scores.graph, ("all",), drawn))
+
+
+def _single(data: Data) -> SpanTable:
+    """All tokens in one span."""
+    return SpanTable(("all",), {name: (0,) * len(row) for name, row in data.table.spans.items()})
+
+
+def evaluate(
+    subject: Subject, pairs: Sequence[Pair], data: Data, dealt: SpanTable, drawn: dict[str, Curve], chance: Sequence[Circuit]
+) -> dict[str, object]:
+    """Run every circuit on one batch: the whole model's numbers, and per ranking a (size, pair) table of each measure."""
+    record: dict[str, object] = {}
+    tables = {"positional": data.table, "shuffled": dealt}
+    flat: CircuitBench | None = None
+    for kind, curve in [*drawn.items(), ("random", None)]:
+        if kind in tables:
+            bench = CircuitBench(subject, pairs, by=data.metric, order=tables[kind].order)
+        else:
+            flat = bench = flat or CircuitBench(subject, pairs, by=data.metric)
+        circuits = curve.circuits if curve is not None else chance
+        found = [bench.run(c) if c.n_edges < _all(c) else None for c in circuits]
+        ones = np.ones(len(pairs))
+        record[kind] = {
+            "metric": [(bench.full if f is None else f.metric).tolist() for f in found],
+            "agrees": [(ones if f is None else f.agrees).tolist() for f in found],
+        }
+        if "full" not in record:
+            record |= {
+                "full": bench.full.tolist(), "empty": bench.empty.tolist(), "preferred": bench.preferred.tolist(),
+                "greedy": bench.greedy_right.tolist(),
+            }  # fmt: skip
+    return record
+
+
+def _all(circuit: Circuit) -> int:
+    """Edges of the whole graph in a circuit's own terms; running it would give the model's own answer."""
+    crossing = 0 if circuit.crossing is None else circuit.crossing.size
+    return circuit.graph.n_edges * len(circuit.spans) + crossing
+
+
+def stability(scores: EdgeScores, n: int, data: Data) -> list[float]:
+    """Jaccard overlap of every two circuits of `n` edges grown from resampled scores."""
+    sizes = sizes_of(data.table, data.evaluation)
+    found = [greedy(one, sizes=sizes, ends=data.table.ends, limit=n).circuit(n) for one in scores.draws]
+    return [a.jaccard(b) for i, a in enumerate(found) for b in found[i + 1 :]]
+
+
+def joined(records: Sequence[dict[str, object]], kind: str, name: str) -> Array:
+    """A (size, pair) table over all batches."""
+    return np.concatenate([np.asarray(r[kind][name]) for r in records], axis=1)  # type: ignore[index]
+
+
+def flat(records: Sequence[dict[str, object]], name: str) -> Array:
+    """Per-pair numbers over all batches."""
+    return np.concatenate([np.asarray(r[name], dtype=float) for r in records])

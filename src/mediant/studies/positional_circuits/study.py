@@ -1,0 +1,191 @@
+"""Wire data, method, controls and measures: one call from a config to a result."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from mediant.core.circuit import Circuit
+from mediant.core.edge_scores import EdgeScores
+from mediant.core.errors import TaskNotDone
+from mediant.core.result import SCHEMA, Measure, Result
+from mediant.interventions.ports import graph_of
+from mediant.measures.intervals import coin_flip_p
+from mediant.measures.metrics import metric
+from mediant.runs.engine import LocalEngine, WorkItem
+from mediant.runs.folder import Json, RunFolder
+from mediant.search.attribution import Accumulator, accumulate
+from mediant.search.position_effects import PositionEffect, position_effects
+from mediant.studies.positional_circuits import method
+from mediant.studies.positional_circuits import task as data_of
+from mediant.studies.positional_circuits.config import NAME, Config
+from mediant.studies.positional_circuits.measures import Measuring, verdict
+from mediant.studies.provenance import provenance
+from mediant.subject import Subject
+from mediant.tasks.encode import encode
+
+LIMITS = [
+    "Edges are chosen by a first-order estimate against one counterfactual per prompt; another one asks another question.",
+    "A faithful circuit is not the only one: parts that stand in for each other are missed, see the stability.",
+    "Circuits grow best edge first; no search over sets of edges was made.",
+    "Spans stand in one order here; nothing is said about prompts worded in another order.",
+    "Concrete edges of open crossing edges are counted for circuits without positions, as they are open at every pair of tokens.",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class TaskFindings:
+    """What one task gave, beyond its measures."""
+
+    data: data_of.Data
+    measures: dict[str, Measure]
+    curves: dict[str, method.Curve]
+    records: list[Json]
+    chance: list[list[float]]
+    effects: list[Json]
+    scores: EdgeScores
+    drawn: list[Circuit]
+    verdict: str
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Everything the page shows beyond the measures."""
+
+    tasks: list[TaskFindings]
+
+
+def prepare(config: Config, subject: Subject) -> list[data_of.Data]:
+    """Everything that can be refused before work begins.
+
+    Raises:
+        UnknownName: no such task or metric.
+        TaskError, SpanError: a pair that cannot be used, or spans that make no schema, named.
+    """
+    found = data_of.load(config, subject)
+    for data in found:
+        metric(data.metric)
+        for pairs in (data.discovery, data.evaluation):
+            encode(subject, pairs)
+    return found
+
+
+def run(
+    config: Config, subject: Subject, data: list[data_of.Data], folder: RunFolder, engine: LocalEngine
+) -> tuple[Result, Findings]:
+    """The whole study; every finished work item is in `folder`, so a killed run goes on where it stopped.
+
+    Raises:
+        TaskNotDone: the subject prefers the answers no more often than chance.
+    """
+    found = [_TaskRun(config, subject, one, folder, engine).run() for one in data]
+    measures = dict(found[0].measures)
+    for other in found[1:]:
+        measures |= {f"{other.data.name}/{name}": m for name, m in other.measures.items()}
+    result = Result(
+        schema_=SCHEMA,
+        study=NAME,
+        preset=folder.manifest.preset,
+        measures=measures,
+        limits=[*LIMITS, *([subject.family.coupled] if subject.family.coupled else []), *(f.verdict for f in found)],
+        provenance=provenance(folder.manifest, subject)
+        | {"tasks": [f.data.name for f in found], "spans": {f.data.name: list(f.data.table.names) for f in found}},
+    )
+    return result, Findings(found)
+
+
+@dataclass(frozen=True, eq=False)
+class _TaskRun:
+    config: Config
+    subject: Subject
+    data: data_of.Data
+    folder: RunFolder
+    engine: LocalEngine
+
+    def run(self) -> TaskFindings:
+        self._refuse_if_not_done()
+        dealt = self.data.table.shuffled(self.config.seed)
+        scores, shuffled = self.attribute("true", bootstrap=self.config.bootstrap), self.attribute("shuffled")
+        effects = self._once("positions", lambda: {"effects": [asdict(e) for e in self._effects()]})["effects"]
+        orders = method.orders(scores, shuffled, self.data, dealt)
+        curves = method.curves(orders, self.data, dealt, self.config)
+        records, chance = self.evaluate(scores, curves)
+        measuring = Measuring(self.config, self.data, records, curves, chance, [])
+        place = measuring.first_at_threshold()
+        n = 0 if place is None else int(curves["positional"].circuits[place].about["asked_for"])
+        overlaps = [] if place is None else self._once("stability", lambda: {"jaccard": method.stability(scores, n, self.data)})
+        measures = Measuring(
+            self.config, self.data, records, curves, chance, overlaps["jaccard"] if isinstance(overlaps, dict) else []
+        ).all()
+        grown = orders["positional"]
+        drawn = [grown.circuit(k) for k in (25, 50, 100, 200, 400) if k <= len(grown)]
+        said = verdict(self.data.name, measures)
+        return TaskFindings(self.data, measures, curves, records, chance, effects, scores, drawn, said)
+
+    def attribute(self, name: str, *, bootstrap: int = 0) -> EdgeScores:
+        """Scores of all edges by span; kept in the run folder, because they are what the rest rests on."""
+        path = self.folder.path / f"scores-{self.data.name}-{name}.safetensors"
+        table = self.data.table if name == "true" else self.data.table.shuffled(self.config.seed)
+        title = f"{self.data.name}: scoring edges" + ("" if name == "true" else " (shuffled spans)")
+        if not path.exists():
+            size = self.config.batch_size
+            batches = [self.data.discovery[i : i + size] for i in range(0, len(self.data.discovery), size)]
+            total = Accumulator(graph_of(self.subject), table.names, crossing=True, bootstrap=bootstrap, seed=self.config.seed)
+            for batch in self.engine.watched(batches, title):
+                accumulate(
+                    total, self.subject, batch, metric=self.data.metric, method=self.config.method, steps=self.config.steps,
+                    order=table.order,
+                )  # fmt: skip
+            scores = total.scores(f"{self.config.method}, counterfactual ablation", self.data.metric)
+            half = path.with_name(f".{path.name}.half")
+            scores.save(half, with_draws=True)
+            half.replace(path)
+        # Read back even when just written, so that an undisturbed and a resumed run compute with the same numbers.
+        return EdgeScores.load(path)
+
+    def evaluate(self, scores: EdgeScores, curves: dict[str, method.Curve]) -> tuple[list[Json], list[list[float]]]:
+        """Run every circuit on every batch of evaluation pairs."""
+        size, pairs = self.config.batch_size, self.data.evaluation
+        dealt, flat = self.data.table.shuffled(self.config.seed), scores.summed()
+        items = []
+        for i in range(0, len(pairs), size):
+
+            def compute(i: int = i) -> Json:
+                drawn = method.at_proportions(method.random_order(flat, self.config.seed + i))
+                record = method.evaluate(self.subject, pairs[i : i + size], self.data, dealt, curves, drawn)
+                return {**record, "chance": [c.n_edges / c.graph.n_edges for c in drawn]}
+
+            items.append(WorkItem(f"{self.data.name}/run/{i:05d}", compute))
+        records = self.engine.map(self.folder, items, title=f"{self.data.name}: running circuits")
+        return records, [r["chance"] for r in records]
+
+    def _effects(self) -> Sequence[PositionEffect]:
+        return position_effects(self.subject, self.data.discovery[: self.config.n_positions], by=self.data.metric)
+
+    def _once(self, name: str, compute: object) -> Json:
+        item = WorkItem(f"{self.data.name}/{name}", compute)  # type: ignore[arg-type]
+        return LocalEngine(show_progress=False).map(self.folder, [item], title="")[0]
+
+    def _refuse_if_not_done(self) -> None:
+        done = self._once("accuracy", self._accuracy)
+        right, n = int(np.sum(done["preferred"])), len(done["preferred"])
+        if coin_flip_p(right, n) > 0.05 and right < n:
+            raise TaskNotDone(
+                f"{self.subject.name} prefers the answer in {right} of {n} pairs of {self.data.name!r}, no better than chance, "
+                "so there is no circuit to find. Check the answers' leading spaces and the prompts' wording, or take a stronger "
+                "model."
+            )
+
+    def _accuracy(self) -> Json:
+        import torch
+
+        from mediant.interventions.execute import run as forward
+        from mediant.measures.metrics import Outcome
+
+        preferred: list[float] = []
+        for i in range(0, len(self.data.discovery), self.config.batch_size):
+            batch = encode(self.subject, self.data.discovery[i : i + self.config.batch_size])
+            with torch.no_grad():
+                outcome = Outcome(batch, forward(self.subject, batch.base, keep=batch.keep).logits)
+            preferred += outcome.preferred.double().tolist()
+        return {"preferred": preferred}
