@@ -83,7 +83,8 @@ def _olmo2():
 
 
 def _neox():
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES, use_parallel_residual=True))
+    sizes = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, use_parallel_residual=True))
 
 
 BUILDERS = {
@@ -92,12 +93,17 @@ BUILDERS = {
 }  # fmt: skip
 
 
+def implementation(name: str, attention: str) -> str:
+    """Fused attention cannot cap its logits, so the library offers Gemma 2 only the plain one."""
+    return "eager" if name == "gemma2" else attention
+
+
 @functools.cache
 def subject(name: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Subject:
     """A tiny random subject; cached, because no test may change a model."""
     torch.manual_seed(seed)
     model = BUILDERS[name]().to(dtype)
-    model.set_attn_implementation(attention)
+    model.set_attn_implementation(implementation(name, attention))
     return wrap(model, tokenizer(), name=f"tiny-{name}")
 
 

@@ -7,14 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from builders import BUILDERS, ioi_pair, prompt, subject, tokenizer
+from builders import BUILDERS, implementation, ioi_pair, prompt, subject, tokenizer
 from mediant.core import Site, Span
+from mediant.core.errors import SubjectError
 from mediant.core.site import HEAD_KINDS, LAYERLESS_KINDS, SITE_KINDS
 from mediant.interventions import Activation, Where, add, edit, run, scale, set_to, swap, zero
 from mediant.interventions.attention import Rows, attending
 from mediant.subject import Batch, Subject, wrap
+from mediant.subject.families import FAMILIES
 
 families = pytest.mark.parametrize("family", list(BUILDERS))
+# Families in which heads and sublayers each add a part of their own to the stream, one after the other.
+SEPARABLE = [f for f in BUILDERS if not subject(f).family.cannot and not subject(f).shape.parallel]
+separable = pytest.mark.parametrize("family", SEPARABLE)
 implementations = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 SHORT = prompt("Tom went to the store and gave Mary", S2="and", IO="store", end="Mary")
 MIDDLE = prompt("Anna and the ball are near the park , said John", S2="park", IO="Anna", end="John")
@@ -27,11 +32,14 @@ def _no_gradients():
         yield
 
 
-def sites(layer: int = 1, n_layers: int = 3) -> list[Site]:
-    """Every kind at one layer, per-head kinds both as a whole and for one head, and the layerless ones."""
+def sites(lm: Subject, layer: int = 1, n_layers: int = 3) -> list[Site]:
+    """Every kind the family can address at one layer, per-head kinds whole and for one head, and the layerless ones."""
     kinds = [k for k in SITE_KINDS if k not in LAYERLESS_KINDS]
     whole = [Site(k, layer) for k in kinds] + [Site("resid_post", n_layers - 1)]
-    return whole + [Site(k, layer, 1) for k in sorted(HEAD_KINDS)] + [Site(k) for k in sorted(LAYERLESS_KINDS)]
+    every = whole + [Site(k, layer, 1) for k in sorted(HEAD_KINDS)] + [Site(k) for k in sorted(LAYERLESS_KINDS)]
+    missing = {*lm.family.cannot, *(["resid_mid"] if lm.shape.parallel else [])}
+    assert missing <= {"head_result", "resid_mid"}
+    return [site for site in every if site.kind not in missing]
 
 
 def clean_and_other(lm: Subject, side: str = "left") -> tuple[Batch, Batch]:
@@ -64,7 +72,7 @@ def library_model(family: str, attention: str = "sdpa", dtype: torch.dtype = tor
     """The same tiny model built again and never shown to this package."""
     torch.manual_seed(0)
     model = BUILDERS[family]().to(dtype).eval()
-    model.set_attn_implementation(attention)
+    model.set_attn_implementation(implementation(family, attention))
     return model
 
 
@@ -83,7 +91,7 @@ def test_without_edits_every_logit_is_the_librarys_bit_for_bit(family, attention
     batch, _ = clean_and_other(lm, side)
     expected = forward(library_model(family, attention), batch)
     assert torch.equal(expected, run(lm, batch, keep=batch.n_cols).logits)
-    seen = run(lm, batch, capture=[(s, ALL) for s in sites()], keep=batch.n_cols)
+    seen = run(lm, batch, capture=[(s, ALL) for s in sites(lm)], keep=batch.n_cols)
     assert torch.equal(expected, seen.logits)
     with edit(lm), edit(lm, zero("resid_pre.0", ALL, Where(rows=()))):
         assert torch.equal(expected, forward(lm.model, batch))
@@ -131,7 +139,7 @@ def test_padding_on_either_side_changes_no_row(family, attention):
 
 def _reading(lm: Subject, batch: Batch, edits: list) -> tuple[list[Tensor], dict]:
     """Per row: logits after its last token, and every site at spans of the prompt."""
-    places = [(s, Span.of(n)) for s in sites() for n in ("S2", "last")]
+    places = [(s, Span.of(n)) for s in sites(lm) for n in ("S2", "last")]
     out = run(lm, batch, edits, capture=places, keep=batch.n_cols)
     values = {place: [out.captured[place].values[out.captured[place].rows == r] for r in range(batch.n_rows)] for place in places}
     return [out.logits[r, batch.stop[r] - 1] for r in range(batch.n_rows)], values
@@ -147,16 +155,15 @@ def test_zeroing_a_heads_z_equals_zeroing_its_columns_of_the_output_projection(f
     batch, _ = clean_and_other(lm)
     model = copy.deepcopy(library_model(family))
     at = slice(8 * head, 8 * head + 8)
-    if family == "gpt2":
-        model.transformer.h[1].attn.c_proj.weight[at, :] = 0
-    else:
-        model.model.layers[1].self_attn.o_proj.weight[:, at] = 0
+    weight = lm.family.out_proj_of(model, 1).weight
+    weight[at if family == "gpt2" else (slice(None), at)] = 0
     expected, got = forward(model, batch)[:, -1], run(lm, batch, [zero(Site("head_z", 1, head), ALL)]).last
     assert close(expected, got)
     assert not close(run(lm, batch).last, got, 1e-3)
 
 
-@families
+# OLMo 2 norms the queries of all heads, and the keys, together.
+@pytest.mark.parametrize("family", [f for f in BUILDERS if f != "olmo2"])
 @pytest.mark.parametrize("kind", ["k", "v", "q"])
 def test_an_edit_of_a_projection_reaches_exactly_the_query_heads_that_read_it(family, kind):
     lm = subject(family)
@@ -205,7 +212,7 @@ def test_writing_back_a_sites_own_values_changes_no_bit(family, attention):
     lm = subject(family, attention=attention)
     batch, _ = clean_and_other(lm, "left" if attention == "sdpa" else "right")
     spans = (ALL, Span("S2"), Span.slice(1, -2))
-    out = run(lm, batch, capture=[(site, span) for site in sites() for span in spans], keep=batch.n_cols)
+    out = run(lm, batch, capture=[(site, span) for site in sites(lm) for span in spans], keep=batch.n_cols)
     for (site, span), own in out.captured.items():
         got = run(lm, batch, [swap(site, span, own)], keep=batch.n_cols)
         assert torch.equal(out.logits, got.logits), f"{site} at {span}"
@@ -228,7 +235,7 @@ IMPLIED = {
 }
 
 
-@families
+@separable
 def test_giving_a_whole_site_the_sources_values_gives_the_sources_later_computation(family):
     lm = subject(family)
     base, source = clean_and_other(lm)
@@ -247,7 +254,7 @@ def test_giving_a_whole_site_the_sources_values_gives_the_sources_later_computat
 def test_a_value_written_is_the_value_read(family):
     lm = subject(family)
     batch, _ = clean_and_other(lm)
-    for site in sites():
+    for site in sites(lm):
         third = captured(lm, batch, site).values[3]
         for change, expected in ((zero(site, ALL), torch.zeros(())), (set_to(site, ALL, third), third)):
             got = grab(lm, batch, [site], edits=(change,))[site]
@@ -258,7 +265,7 @@ def test_a_value_written_is_the_value_read(family):
 def test_of_two_values_written_to_one_place_the_later_holds(family):
     lm = subject(family)
     batch, source = clean_and_other(lm)
-    for site in sites():
+    for site in sites(lm):
         new = swap(site, ALL, captured(lm, source, site))
         expected = run(lm, batch, [new]).last
         for first in (scale(site, ALL, 3.0), zero(site, ALL)):
@@ -267,7 +274,7 @@ def test_of_two_values_written_to_one_place_the_later_holds(family):
             assert close(expected, run(lm, batch, [new]).last), f"{site} in an inner context"
 
 
-@families
+@separable
 @pytest.mark.parametrize("kind", sorted(HEAD_KINDS))
 def test_one_head_written_after_all_heads_and_all_after_one(family, kind):
     lm = subject(family)
@@ -287,7 +294,7 @@ def test_one_head_written_after_all_heads_and_all_after_one(family, kind):
 RESIDUE = "what is written between attention and MLP is off by rounding, and the norms blow up the rounding of a zero"
 
 
-@families
+@separable
 @pytest.mark.parametrize("site", [
     "resid_pre.1", "resid_post.1", pytest.param("resid_mid.1")
 ])  # fmt: skip
@@ -299,7 +306,7 @@ def test_a_stream_set_to_zero_is_zero_to_the_last_bit(family, site):
     assert torch.equal(torch.zeros_like(got), got)  # the norms' biases start at zero
 
 
-@families
+@separable
 @pytest.mark.parametrize(
     ("upstream", "derived"), [("resid_pre.1", "resid_mid.1"), ("resid_post.0", "resid_mid.1"), ("head_z.1.2", "head_result.1.2")]
 )
@@ -323,7 +330,7 @@ UPSTREAM = [
 ]
 
 
-@families
+@separable
 @pytest.mark.parametrize("contexts", ["one", "inner upstream", "outer upstream"])
 @pytest.mark.parametrize(("upstream", "written"), UPSTREAM)
 def test_a_value_written_hides_every_edit_upstream_of_it(family, contexts, upstream, written):
@@ -340,7 +347,7 @@ def test_a_value_written_hides_every_edit_upstream_of_it(family, contexts, upstr
         assert close(expected, grab(lm, batch, [read], edits=tuple(inner))[read])
 
 
-@families
+@separable
 def test_the_parts_of_a_layer_add_up(family):
     lm = subject(family)
     batch, _ = clean_and_other(lm)
@@ -366,3 +373,25 @@ def test_the_last_layers_output_is_what_the_final_norm_reads_and_unembeds_to_the
     assert torch.equal(value[Site("resid_post", 2)], value[Site("final_resid")])
     assert torch.equal(value[Site("embed")], value[Site("resid_pre", 0)])
     assert close(run(lm, batch).last, lm.unembed(value[Site("final_resid")]))
+
+
+@families
+def test_what_sublayers_add_to_the_stream_is_what_the_stream_gains(family):
+    lm = subject(family)
+    batch, _ = clean_and_other(lm)
+    for layer in range(3):
+        kinds = ["resid_pre", "resid_post", "attn_out", "mlp_out"]
+        value = {s.kind: v for s, v in grab(lm, batch, [Site(k, layer) for k in kinds]).items()}
+        assert close(value["resid_post"], value["resid_pre"] + value["attn_out"] + value["mlp_out"])
+
+
+def test_every_supported_family_is_in_this_suite():
+    types = {subject(family).model.config.model_type for family in BUILDERS}
+    assert {f.name for f in FAMILIES} - {"toy"} == {f.name for f in FAMILIES if types & set(f.model_types)}
+
+
+def test_a_config_whose_heads_do_not_match_the_weights_is_refused():
+    model = BUILDERS["neox"]()
+    model.config.num_key_value_heads = 2
+    with pytest.raises(SubjectError, match="projects to 96 numbers per token, but 4 query heads and 2 key"):
+        wrap(model, tokenizer())

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_families import ALL, clean_and_other, close
+from test_families import ALL, SEPARABLE, clean_and_other, close
 from torch import Tensor
 
 from builders import BUILDERS, subject
@@ -13,6 +13,7 @@ from mediant.interventions import Edit, Where, add, edit, noise, project_out, ru
 from mediant.subject import Batch, Subject
 from mediant.subject.batch import bare_batch
 
+separable = pytest.mark.parametrize("family", SEPARABLE)
 families = pytest.mark.parametrize("family", list(BUILDERS))
 NEW = 5
 V, W = torch.linspace(-1, 1, 32), torch.linspace(2, -1, 8)
@@ -75,7 +76,7 @@ def spelled_out(batch: Batch, one: Edit, n_cols: int) -> Edit:
     return replace(one, places=(where[:, 0], where[:, 1]), rows=None, steps=None)
 
 
-@families
+@separable
 @scenarios
 def test_edits_while_generating_are_the_same_with_and_without_a_cache_and_by_hand(family, scenario):
     lm = subject(family)

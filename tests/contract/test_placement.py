@@ -46,7 +46,7 @@ def test_a_device_map_is_respected_and_hooks_work_on_what_it_placed(family, plac
     plain = subject(family)
     batch, _ = clean_and_other(lm)
     changes: list[Callable] = [lambda s: zero(s, "S2"), lambda s: scale(s, ALL, 2.0)]
-    for site in sites():
+    for site in sites(lm):
         for change in changes:
             assert close(run(plain, batch, [change(site)]).last, run(lm, batch, [change(site)]).last, 1e-6), str(site)
     assert torch.equal(plain.generate(batch, max_new_tokens=4), lm.generate(batch, max_new_tokens=4))
@@ -62,6 +62,6 @@ def test_layers_whose_forward_a_placement_has_wrapped_replay_all_the_same(family
     dispatch_model(model, dict.fromkeys(PARTS[family], "cpu"), force_hooks=True)
     lm, plain = wrap(model, tokenizer()), subject(family)
     base, _ = clean_and_other(lm)
-    for site in [s for s in sites() if s.kind != "embed"]:
+    for site in [s for s in sites(lm) if s.kind != "embed"]:
         change: list[Edit] = [scale(site, "S2", -1.5)]
         assert close(run(plain, base, change).logits, replay(record(lm, base), change).logits), str(site)

@@ -4,7 +4,7 @@ from dataclasses import replace as changed_to
 
 import pytest
 import torch
-from test_families import ALL, clean_and_other, close, sites
+from test_families import ALL, SEPARABLE, clean_and_other, close, sites
 
 from builders import BUILDERS, pairs, subject
 from mediant.core import AttentionEdge, Site, Span
@@ -16,6 +16,7 @@ from mediant.subject import Batch, Subject
 
 both = [(f, a) for f in BUILDERS for a in ("sdpa", "eager")]
 every = pytest.mark.parametrize(("family", "attention"), both)
+separable = pytest.mark.parametrize(("family", "attention"), [(f, a) for f, a in both if f in SEPARABLE])
 END = [(Site("final_resid"), Span("last")), (Site("head_z", 2), Span.index(-2)), (Site("mlp_out", 1), Span.index(-1))]
 
 
@@ -25,12 +26,12 @@ def _no_gradients():
         yield
 
 
-def replayable(layer: int) -> list[Site]:
-    return [site for site in sites(layer) if site.kind != "embed"]
+def replayable(lm: Subject, layer: int) -> list[Site]:
+    return [site for site in sites(lm, layer) if site.kind != "embed"]
 
 
 def other_values(lm: Subject, source: Batch, layer: int, spans: list[Span]) -> dict:
-    return run(lm, source, capture=[(site, span) for site in replayable(layer) for span in spans]).captured
+    return run(lm, source, capture=[(site, span) for site in replayable(lm, layer) for span in spans]).captured
 
 
 def same(expected, got) -> bool:
@@ -73,7 +74,7 @@ def test_copies_folded_into_one_batch_each_equal_their_own_full_run(family, atte
         lambda s, w: zero(s, ALL, w),
         lambda s, w: project_out(s, "end", torch.linspace(1, 3, _width(lm, s)), w),
     ]
-    chosen = replayable(1 if attention == "sdpa" else 2)
+    chosen = replayable(lm, 1 if attention == "sdpa" else 2)
     for start in range(0, len(chosen), 9):
         part = [(site, kinds[i % 4]) for i, site in enumerate(chosen[start : start + 9])]
         edits = [make(site, Where(rows=tuple(range(i * n, i * n + n)))) for i, (site, make) in enumerate(part)]
@@ -98,7 +99,7 @@ def test_noise_is_the_same_in_every_copy_and_in_a_full_run():
     assert close(first, second)
 
 
-@every
+@separable
 def test_an_edit_of_an_outer_context_keeps_each_tokens_own_value_in_a_replay_of_later_columns(family, attention):
     lm = subject(family, attention=attention)
     base, source = clean_and_other(lm)
@@ -128,7 +129,7 @@ def _width(lm: Subject, site: Site) -> int:
     return lm.shape.d_mlp if site.kind == "mlp_post" else lm.shape.d_model
 
 
-@every
+@separable
 def test_replays_of_unpadded_and_biased_recordings_equal_the_full_run(family, attention):
     lm = subject(family, attention=attention)
     batch = lm.encode([p.clean for p in pairs()])
@@ -147,7 +148,7 @@ def test_branching_off_equals_the_other_batchs_full_forward(family, attention):
     lm = subject(family, attention=attention)
     base, other = clean_and_other(lm, "left" if attention == "sdpa" else "right")
     recording = record(lm, base)
-    places = [(site, ALL) for site in sites(1)]
+    places = [(site, ALL) for site in sites(lm, 1)]
     for column, keep in ((0, 1), (3, 1), (9, 3), (base.n_cols - 1, 1), (base.n_cols - 1, 4)):
         ids = base.ids.clone()
         ids[:, column:] = other.ids[:, column:]

@@ -121,7 +121,7 @@ def biased_by_hand(lm: Subject, batch: Batch, changes: list[Bias], whole: Tensor
 
 
 def _attentions(model: nn.Module) -> list[nn.Module]:
-    return [m for name, m in model.named_modules() if name.endswith((".attn", ".self_attn"))]
+    return [m for name, m in model.named_modules() if name.endswith((".attn", ".self_attn", ".attention"))]
 
 
 def _with_mask(args: tuple, kwargs: dict, mask: Tensor) -> tuple[tuple, dict]:

@@ -68,7 +68,8 @@ class CircuitBench:
         with_attention = spans is not None or order is not None
         self.ablated = observe(subject, self.pairs.source, self.tokens, keep=self.pairs.keep, with_attention=with_attention)
         self.full, self.best = self._measured(clean), clean.logits.argmax(-1)
-        self.empty = self._measured(Outcome(self.pairs, self.ablated.logits))
+        nothing = Outcome(self.pairs, self.ablated.logits)
+        self.empty, self.empty_agrees = self._measured(nothing), (nothing.logits.argmax(-1) == self.best).double().cpu().numpy()
         self.greedy_right: Array = clean.greedy_right.double().cpu().numpy()
         self.preferred: Array = clean.preferred.double().cpu().numpy()
 

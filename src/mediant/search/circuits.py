@@ -12,7 +12,7 @@ on the reversed graph. With `joined` ports, q, k and v of a head are one edge sc
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,8 @@ from mediant.core.circuit import Circuit, SpanSizes
 from mediant.core.edge_scores import EdgeScores
 from mediant.core.errors import OutOfRange, unknown
 
-Rule = Literal["absolute", "most_negative"]
-Start = Literal["logits", "embeddings"]
+RULES = ("absolute", "most_negative")
+STARTS = ("logits", "embeddings")
 Ints = npt.NDArray[np.int64]
 Node = tuple[str, int, int]
 
@@ -75,8 +75,8 @@ def _fill_within(circuit: Circuit, rows: Ints) -> None:
 def greedy(
     scores: EdgeScores,
     *,
-    start: Start = "logits",
-    rule: Rule = "absolute",
+    start: str = "logits",
+    rule: str = "absolute",
     joined: bool = True,
     sizes: SpanSizes | None = None,
     ends: Sequence[int] | None = None,
@@ -93,10 +93,8 @@ def greedy(
     Raises:
         UnknownName: no such start or rule.
     """
-    if start not in ("logits", "embeddings"):
-        raise unknown("start", start, ["logits", "embeddings"])
-    if rule not in ("absolute", "most_negative"):
-        raise unknown("rule", rule, ["absolute", "most_negative"])
+    if start not in STARTS:
+        raise unknown("start", start, STARTS)
     growth = _Growth(scores, rule, joined, sizes)
     last = [len(scores.spans) - 1] if ends is None else list(ends)
     chosen: list[tuple[int, ...]] = []
@@ -108,7 +106,7 @@ def greedy(
     return EdgeOrder(scores, edges, scores.crossing is None, f"greedy from the {start}, {rule}")
 
 
-def strongest(scores: EdgeScores, *, rule: Rule = "absolute", joined: bool = False, sizes: SpanSizes | None = None) -> EdgeOrder:
+def strongest(scores: EdgeScores, *, rule: str = "absolute", joined: bool = False, sizes: SpanSizes | None = None) -> EdgeOrder:
     """All edges by score alone; a prefix is a circuit after pruning, which may leave much less of it."""
     growth = _Growth(scores, rule, joined, sizes)
     found, values = [], []
@@ -124,7 +122,9 @@ def strongest(scores: EdgeScores, *, rule: Rule = "absolute", joined: bool = Fal
 class _Growth:
     """The search graph: nodes are ("source", span, index), ("port", span, first target of the port) and ("final", span, 0)."""
 
-    def __init__(self, scores: EdgeScores, rule: Rule, joined: bool, sizes: SpanSizes | None) -> None:
+    def __init__(self, scores: EdgeScores, rule: str, joined: bool, sizes: SpanSizes | None) -> None:
+        if rule not in RULES:
+            raise unknown("rule", rule, RULES)
         self.scores, self.graph, self.joined = scores, scores.graph, joined
         n = len(scores.spans)
         self.possible = np.ones((n, n), dtype=bool) if sizes is None else sizes.pairs > 0

@@ -163,11 +163,12 @@ def from_task_spans(subject: Subject, pairs: Sequence[Pair], names: Sequence[str
 
 
 def _own_end(places: Sequence[tuple[int, ...]], names: Sequence[str]) -> list[tuple[int, ...]]:
-    """The span "end" keeps its tokens where another one ends the prompt too; that one may be left empty."""
-    end = set(places[names.index("end")]) if "end" in names else set()
-    return [
-        place if name == "end" else tuple(t for t in place if t not in end) for name, place in zip(names, places, strict=True)
-    ]
+    """The span "end" keeps its tokens where the one before it ends the prompt too; that one may be left empty."""
+    found = list(places)
+    last = names.index("end") if "end" in names else 0
+    if last:
+        found[last - 1] = tuple(t for t in places[last - 1] if t not in places[last])
+    return found
 
 
 def _in_order(places: Sequence[tuple[int, ...]]) -> bool:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from mediant.core.edge import CircuitEdge
 from mediant.core.errors import unknown
 from mediant.core.pair import Pair, Prompt
 from mediant.core.site import Site
@@ -175,12 +176,13 @@ class ToyModel(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Toy:
-    """A planted subject, its pairs, and the heads that carry the answer by construction."""
+    """A planted subject, its pairs, and the heads and edges through which bits reach the answer by construction."""
 
     subject: Subject
     pairs: tuple[Pair, ...]
     mediators: tuple[Site, ...]
     roles: Mapping[str, Site] = field(default_factory=dict)
+    edges: tuple[CircuitEdge, ...] = ()
 
 
 def _skeleton(n_layers: int, activation: Callable[[Tensor], Tensor] = torch.relu) -> ToyModel:
@@ -284,6 +286,20 @@ TOYS: dict[str, Callable[[], tuple[ToyModel, dict[str, Site]]]] = {
 }  # fmt: skip
 
 
+# Edges along which a bit travels to the answer, read off the weights above.
+EDGES: dict[str, str] = {
+    "single": "embed->v.0.0 head_result.0.0->final_resid",
+    "linear": "embed->v.0.0 embed->v.0.1 head_result.0.0->mlp_in.0 mlp_out.0->final_resid head_result.0.1->final_resid "
+    "head_result.0.0->v.1.2 head_result.1.2->final_resid",
+    "and": "embed->v.0.0 embed->v.0.1 head_result.0.0->mlp_in.0 head_result.0.1->mlp_in.0 mlp_out.0->final_resid",
+    "or": "embed->v.0.0 embed->v.0.1 head_result.0.0->mlp_in.0 head_result.0.1->mlp_in.0 mlp_out.0->final_resid",
+    "backup": "embed->v.0.0 head_result.0.0->mlp_in.0 mlp_out.0->final_resid head_result.0.0->q.1.1 embed->v.1.1 "
+    "head_result.1.1->final_resid",
+    "cancelling": "embed->v.0.0 embed->v.0.1 embed->v.0.2 head_result.0.0->final_resid head_result.0.1->final_resid "
+    "head_result.0.2->final_resid",
+}
+
+
 def plant(name: str) -> Toy:
     """Build a planted subject with its pairs (clean `a1 b1 =`, counterfactual `a0 b0 =`).
 
@@ -295,7 +311,8 @@ def plant(name: str) -> Toy:
     model, roles = TOYS[name]()
     clean, other = Prompt("a1 b1 =", {"a": (0, 2), "b": (3, 5)}), Prompt("a0 b0 =", {"a": (0, 2), "b": (3, 5)})
     pairs = (Pair(f"{name}-0", clean, other, " yes", " no", "toy"),)
-    return Toy(wrap(model, tokenizer(), name=f"toy-{name}"), pairs, tuple(roles.values()), roles)
+    edges = tuple(CircuitEdge.parse(text) for text in EDGES[name].split())
+    return Toy(wrap(model, tokenizer(), name=f"toy-{name}"), pairs, tuple(roles.values()), roles, edges)
 
 
 def tokenizer() -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 
 from mediant.core.result import Measure
 from mediant.measures.effects import cluster_labels
-from mediant.measures.faithfulness import cmd, cpr, has_room, normalised, size_at
+from mediant.measures.faithfulness import PROPORTIONS, cmd, cpr, has_room, normalised, size_at
 from mediant.measures.intervals import Array, Estimate, estimate, resamples
 from mediant.studies.positional_circuits.config import Config
 from mediant.studies.positional_circuits.method import Curve, flat, joined
@@ -55,7 +55,6 @@ class Measuring:
     data: Data
     records: Sequence[dict[str, object]]
     curves: dict[str, Curve]
-    chance: Sequence[Sequence[float]]
     overlaps: Sequence[float]
 
     def all(self) -> dict[str, Measure]:
@@ -93,6 +92,12 @@ class Measuring:
         rising = np.maximum.accumulate(np.asarray(sizes) + 1e-6 * np.arange(len(sizes)))
         found = size_at(rising.tolist(), hits.tolist(), self.config.threshold)
         return float("nan") if found is None else found
+
+    def asked_at_threshold(self) -> int | None:
+        """Edges asked of the positional search where the threshold is reached, between measured sizes."""
+        hits = joined(self.records, "positional", "agrees").mean(1)
+        found = size_at(self.curves["positional"].asked(), hits.tolist(), self.config.threshold)
+        return None if found is None else round(found)
 
     def first_at_threshold(self, kind: str = "positional") -> int | None:
         """First measured size with the hard faithfulness asked for."""
@@ -137,11 +142,9 @@ class Measuring:
     def _areas(self) -> dict[str, Measure]:
         asked: dict[str, Statistic] = {}
         for name, kind, area in (("cpr", "helpful", cpr), ("cmd", "nonpositional", cmd)):
-            shares = self.curves[kind].proportions()
             for suffix, log in (("", False), ("_log", True)):
-                asked[name + suffix] = lambda i, k=kind, s=shares, a=area, g=log: a(s, self._faithfulness(k, i), log=g)  # type: ignore[misc]
-            drawn = np.mean(np.asarray(self.chance), axis=0).tolist()
-            asked[f"{name}_random"] = lambda i, s=drawn, a=area: a(s, self._faithfulness("random", i))  # type: ignore[misc]
+                asked[name + suffix] = lambda i, k=kind, a=area, g=log: a(PROPORTIONS, self._faithfulness(k, i), log=g)  # type: ignore[misc]
+            asked[f"{name}_random"] = lambda i, a=area: a(PROPORTIONS, self._faithfulness("random", i))  # type: ignore[misc]
         return {name: self._measure(name, self._resampled(statistic)) for name, statistic in asked.items()}
 
     def _faithfulness(self, kind: str, items: Array) -> list[float]:
@@ -171,7 +174,7 @@ class Measuring:
         return Estimate(value, (float(low), float(high)), n)
 
     def _definition(self, name: str) -> str:
-        return DEFINITIONS[name].format(metric=self.data.metric, t=self.config.threshold, draws=len(self.chance))
+        return DEFINITIONS[name].format(metric=self.data.metric, t=self.config.threshold, draws=len(self.records))
 
     def _measure(self, name: str, found: Estimate | None, reason: str | None = None) -> Measure:
         definition, control = self._definition(name), CONTROLS.get(name)

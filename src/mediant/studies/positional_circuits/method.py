@@ -13,7 +13,7 @@ import numpy as np
 from mediant.core.circuit import Circuit, SpanSizes
 from mediant.core.edge_scores import EdgeScores
 from mediant.core.pair import Pair
-from mediant.measures.faithfulness import PROPORTIONS, CircuitBench, mean_sizes, span_sizes
+from mediant.measures.faithfulness import PROPORTIONS, CircuitBench, CircuitOutcome, mean_sizes, span_sizes
 from mediant.measures.intervals import Array
 from mediant.search.circuits import EdgeOrder, greedy
 from mediant.studies.positional_circuits.config import Config
@@ -44,9 +44,9 @@ class Curve:
         """Edges between nodes at spans."""
         return [float(c.n_abstract()) for c in self.circuits]
 
-    def proportions(self) -> Numbers:
-        """Share of the graph's edges within positions; for circuits without positions."""
-        return [c.n_edges / c.graph.n_edges for c in self.circuits]
+    def asked(self) -> Numbers:
+        """Edges asked for, before pruning."""
+        return [float(c.about["asked_for"]) for c in self.circuits]
 
 
 def sizes_of(table: SpanTable, pairs: Sequence[Pair]) -> SpanSizes:
@@ -79,27 +79,27 @@ def curves(found: dict[str, EdgeOrder], data: Data, dealt: SpanTable, config: Co
     return result
 
 
-def evenly(order: EdgeOrder, n: int, smallest: int = 16) -> tuple[Circuit, ...]:
-    """`n` circuits between a few edges and all, evenly spaced on the log axis."""
-    asked = np.geomspace(min(smallest, len(order)), len(order), n).round().astype(int)
+def evenly(order: EdgeOrder, n: int, smallest: float = 0.0005) -> tuple[Circuit, ...]:
+    """`n` circuits between a small share of the edges and all of them, evenly spaced on the log axis."""
+    asked = np.unique(np.geomspace(max(1, smallest * len(order)), len(order), n).round().astype(int))
     return tuple(order.circuit(int(k)) for k in asked)
 
 
 def at_proportions(order: EdgeOrder) -> tuple[Circuit, ...]:
-    """Circuits with the benchmark's shares of the graph's edges, as closely as growth and pruning allow."""
+    """The largest circuits within each of the benchmark's shares of the graph's edges; small ones may be empty."""
     total = order.scores.graph.n_edges
     return tuple(order.circuit(_prefix(order, round(p * total))) for p in PROPORTIONS)
 
 
 def _prefix(order: EdgeOrder, wanted: int) -> int:
-    """Shortest prefix whose circuit has at least `wanted` edges."""
+    """Longest prefix whose circuit has at most `wanted` edges; pruned circuits only grow with the prefix."""
     low, high = 0, len(order)
     while low < high:
-        middle = (low + high) // 2
-        if order.circuit(middle).n_edges >= wanted:
-            high = middle
+        middle = (low + high + 1) // 2
+        if order.circuit(middle).n_edges <= wanted:
+            low = middle
         else:
-            low = middle + 1
+            high = middle - 1
     return low
 
 
@@ -127,12 +127,8 @@ def evaluate(
         else:
             flat = bench = flat or CircuitBench(subject, pairs, by=data.metric)
         circuits = curve.circuits if curve is not None else chance
-        found = [bench.run(c) if c.n_edges < _all(c) else None for c in circuits]
-        ones = np.ones(len(pairs))
-        record[kind] = {
-            "metric": [(bench.full if f is None else f.metric).tolist() for f in found],
-            "agrees": [(ones if f is None else f.agrees).tolist() for f in found],
-        }
+        found = [_outcome(bench, circuit) for circuit in circuits]
+        record[kind] = {"metric": [f.metric.tolist() for f in found], "agrees": [f.agrees.tolist() for f in found]}
         if "full" not in record:
             record |= {
                 "full": bench.full.tolist(), "empty": bench.empty.tolist(), "preferred": bench.preferred.tolist(),
@@ -141,10 +137,14 @@ def evaluate(
     return record
 
 
-def _all(circuit: Circuit) -> int:
-    """Edges of the whole graph in a circuit's own terms; running it would give the model's own answer."""
+def _outcome(bench: CircuitBench, circuit: Circuit) -> CircuitOutcome:
+    """A run, or what is known without one: the whole graph is the model, and no edge the ablated run."""
     crossing = 0 if circuit.crossing is None else circuit.crossing.size
-    return circuit.graph.n_edges * len(circuit.spans) + crossing
+    if circuit.n_edges == circuit.graph.n_edges * len(circuit.spans) + crossing:
+        return CircuitOutcome(bench.full, np.ones(len(bench.full)))
+    if not circuit.within.any():
+        return CircuitOutcome(bench.empty, bench.empty_agrees)
+    return bench.run(circuit)
 
 
 def stability(scores: EdgeScores, n: int, data: Data) -> list[float]:

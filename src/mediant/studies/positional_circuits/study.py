@@ -41,7 +41,6 @@ class TaskFindings:
     measures: dict[str, Measure]
     curves: dict[str, method.Curve]
     records: list[Json]
-    chance: list[list[float]]
     effects: list[Json]
     scores: EdgeScores
     drawn: list[Circuit]
@@ -109,18 +108,14 @@ class _TaskRun:
         effects = self._once("positions", lambda: {"effects": [asdict(e) for e in self._effects()]})["effects"]
         orders = method.orders(scores, shuffled, self.data, dealt)
         curves = method.curves(orders, self.data, dealt, self.config)
-        records, chance = self.evaluate(scores, curves)
-        measuring = Measuring(self.config, self.data, records, curves, chance, [])
-        place = measuring.first_at_threshold()
-        n = 0 if place is None else int(curves["positional"].circuits[place].about["asked_for"])
-        overlaps = [] if place is None else self._once("stability", lambda: {"jaccard": method.stability(scores, n, self.data)})
-        measures = Measuring(
-            self.config, self.data, records, curves, chance, overlaps["jaccard"] if isinstance(overlaps, dict) else []
-        ).all()
+        records = self.evaluate(scores, curves)
+        n = Measuring(self.config, self.data, records, curves, []).asked_at_threshold()
+        stable = self._once("stability", lambda: {"jaccard": [] if n is None else method.stability(scores, n, self.data)})
+        measures = Measuring(self.config, self.data, records, curves, stable["jaccard"]).all()
         grown = orders["positional"]
         drawn = [grown.circuit(k) for k in (25, 50, 100, 200, 400) if k <= len(grown)]
         said = verdict(self.data.name, measures)
-        return TaskFindings(self.data, measures, curves, records, chance, effects, scores, drawn, said)
+        return TaskFindings(self.data, measures, curves, records, effects, scores, drawn, said)
 
     def attribute(self, name: str, *, bootstrap: int = 0) -> EdgeScores:
         """Scores of all edges by span; kept in the run folder, because they are what the rest rests on."""
@@ -143,7 +138,7 @@ class _TaskRun:
         # Read back even when just written, so that an undisturbed and a resumed run compute with the same numbers.
         return EdgeScores.load(path)
 
-    def evaluate(self, scores: EdgeScores, curves: dict[str, method.Curve]) -> tuple[list[Json], list[list[float]]]:
+    def evaluate(self, scores: EdgeScores, curves: dict[str, method.Curve]) -> list[Json]:
         """Run every circuit on every batch of evaluation pairs."""
         size, pairs = self.config.batch_size, self.data.evaluation
         dealt, flat = self.data.table.shuffled(self.config.seed), scores.summed()
@@ -152,12 +147,10 @@ class _TaskRun:
 
             def compute(i: int = i) -> Json:
                 drawn = method.at_proportions(method.random_order(flat, self.config.seed + i))
-                record = method.evaluate(self.subject, pairs[i : i + size], self.data, dealt, curves, drawn)
-                return {**record, "chance": [c.n_edges / c.graph.n_edges for c in drawn]}
+                return method.evaluate(self.subject, pairs[i : i + size], self.data, dealt, curves, drawn)
 
             items.append(WorkItem(f"{self.data.name}/run/{i:05d}", compute))
-        records = self.engine.map(self.folder, items, title=f"{self.data.name}: running circuits")
-        return records, [r["chance"] for r in records]
+        return self.engine.map(self.folder, items, title=f"{self.data.name}: running circuits")
 
     def _effects(self) -> Sequence[PositionEffect]:
         return position_effects(self.subject, self.data.discovery[: self.config.n_positions], by=self.data.metric)

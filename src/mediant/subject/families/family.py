@@ -162,6 +162,16 @@ def check(family: Family, model: nn.Module, shape: Shape) -> None:
         raise SubjectError(f"{type(model).__name__} is not laid out as family {family.name} expects: {error}") from error
     if len(layers) != shape.n_layers:
         raise SubjectError(f"config names {shape.n_layers} layers, the model has {len(layers)}")
+    expected = (shape.n_heads + 2 * shape.n_kv_heads) * shape.d_head
+    for layer in range(len(layers)):
+        modules = [family.attn_of(model, layer).get_submodule(name) for name in family.qkv]
+        weights = [w for m in modules if isinstance(w := getattr(m, "weight", None), Tensor) and w.is_floating_point()]
+        found = sum(w.numel() // shape.d_model for w in weights)
+        if len(weights) == len(modules) and found != expected:
+            raise SubjectError(
+                f"layer {layer} projects to {found} numbers per token, but {shape.n_heads} query heads and {shape.n_kv_heads} "
+                f"key/value heads of {shape.d_head} make {expected}"
+            )
     if shape.n_heads % shape.n_kv_heads:
         raise SubjectError(f"{shape.n_heads} query heads do not divide into {shape.n_kv_heads} key/value heads")
     weight = unembed.weight

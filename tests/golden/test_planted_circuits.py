@@ -1,0 +1,60 @@
+"""Which method finds which planted circuit: the table of docs/how-to/positional-circuits.md, number by number."""
+
+import numpy as np
+import pytest
+
+from mediant.interventions.ports import graph_of
+from mediant.measures.faithfulness import auroc
+from mediant.search.attribution import eap
+from mediant.search.exact import edge_patching, edges_in_company
+from mediant.tasks.toys import TOYS, Toy, plant
+
+METHODS = {
+    "eap": lambda toy: eap(toy.subject, toy.pairs),
+    "clean-corrupted": lambda toy: eap(toy.subject, toy.pairs, method="clean-corrupted"),
+    "ig-inputs": lambda toy: eap(toy.subject, toy.pairs, method="ig-inputs", steps=20),
+    "ig-activations": lambda toy: eap(toy.subject, toy.pairs, method="ig-activations", steps=20),
+    "exact, noising": lambda toy: edge_patching(toy.subject, toy.pairs),
+    "exact, random circuits": lambda toy: edges_in_company(toy.subject, toy.pairs),
+    "exact, denoising": lambda toy: edge_patching(toy.subject, toy.pairs, direction="denoising"),
+}
+
+
+def found_by(method: str, toy: Toy) -> float:
+    graph = graph_of(toy.subject)
+    known = np.zeros(graph.exists.shape, dtype=bool)
+    for edge in toy.edges:
+        known[graph.index(edge)] = True
+    return auroc(np.abs(METHODS[method](toy).within[0])[graph.exists], known[graph.exists])
+
+
+@pytest.mark.parametrize("name", sorted(TOYS))
+def test_every_planted_circuit_is_found_by_some_method(name: str):
+    toy = plant(name)
+    assert found_by("exact, random circuits", toy) == 1.0
+    if name != "backup":
+        assert found_by("ig-activations", toy) == 1.0
+
+
+def test_a_back_up_behind_a_saturated_softmax_is_seen_in_random_circuits_only():
+    """In the whole model its output never differs from the counterfactual's, so no single edge and no gradient shows it."""
+    toy = plant("backup")
+    assert max(found_by(method, toy) for method in METHODS if method != "exact, random circuits") < 0.95
+
+
+def test_no_method_but_exact_patching_needs_more_than_first_order_on_linear_networks():
+    for name in ("single", "linear", "cancelling"):
+        assert {method: found_by(method, plant(name)) for method in METHODS} == dict.fromkeys(METHODS, 1.0)
+
+
+def test_what_stands_in_for_another_is_missed_by_noising_and_by_the_gradient_at_the_clean_run():
+    toy = plant("or")
+    assert found_by("exact, noising", toy) < 0.8
+    assert found_by("eap", toy) < 0.8
+    assert found_by("exact, denoising", toy) == found_by("ig-inputs", toy) == 1.0
+
+
+def test_what_only_works_together_is_missed_by_denoising():
+    toy = plant("and")
+    assert found_by("exact, denoising", toy) < 0.8
+    assert found_by("exact, noising", toy) == 1.0
