@@ -50,6 +50,13 @@ class TokenOrder:
         counts = torch.bincount(span_of[places[:, 0], places[:, 1]], minlength=n_spans)
         return cls(span_of, places[:, 0], places[:, 1], (0, *counts.cumsum(0).tolist()))
 
+    def after(self, first: Int[Tensor, " batch"]) -> "TokenOrder":
+        """Without tokens before a column of each row, where two runs are equal; their spans are still known to attention."""
+        keep = self.cols >= first.to(self.cols.device)[self.rows]
+        spans = torch.repeat_interleave(torch.arange(self.n_spans), torch.tensor(self.bounds).diff())[keep.cpu()]
+        bounds = (0, *torch.bincount(spans, minlength=self.n_spans).cumsum(0).tolist())
+        return TokenOrder(self.span_of, self.rows[keep], self.cols[keep], bounds)
+
     @classmethod
     def of(cls, batch: Batch, spans: Sequence[Span | str] | None = None) -> "TokenOrder":
         """Tokens by span; without spans, all real tokens are one.

@@ -37,6 +37,7 @@ class PortGradients:
     Attributes:
         nodes: what the run itself wrote and read.
         projections: per layer, by queries, keys and values of each head.
+        embedding: by the stream entering the first layer, through every path.
         mlps, final: by the streams that MLPs and the final norm read.
         mixed: per layer, by the head's mixed values, when attention was asked for.
         crossed: per layer, logits with one side from another run, when one was given.
@@ -44,6 +45,7 @@ class PortGradients:
 
     ports: Ports
     nodes: Nodes
+    embedding: Float[Tensor, "token d_model"]
     projections: list[Float[Tensor, "3 head token d_head"]]
     mlps: list[Float[Tensor, "token d_model"]]
     final: Float[Tensor, "token d_model"]
@@ -66,6 +68,7 @@ class _Differentiating(Observing):
     ) -> None:
         super().__init__(subject, tokens, with_attention=with_attention)
         self.embedding, self.other = embedding, other
+        self.entering: list[Tensor] = []
         self.read_by_port: list[Tensor] = []
         self.read_by_mlp: list[Tensor] = []
         self.read_last: list[Tensor] = []
@@ -75,7 +78,8 @@ class _Differentiating(Observing):
     def at_embedding(self, stream: Tensor) -> Tensor:
         super().at_embedding(stream)
         start = stream.detach() if self.embedding is None else self.tokens.put(stream.detach(), self.embedding)
-        return start.requires_grad_(True)
+        self.entering.append(start.requires_grad_(True))
+        return start
 
     def at_port(self, layer: int, port: int, values: Tensor) -> Tensor:
         super().at_port(layer, port, values)
@@ -125,15 +129,16 @@ def differentiate(
     with torch.enable_grad():
         with passage.open():
             logits = run(subject, batch, keep=keep).logits
-        places = [*passage.read_by_port, *passage.read_by_mlp, *passage.read_last, *passage.mixtures]
+        places = [*passage.entering, *passage.read_by_port, *passage.read_by_mlp, *passage.read_last, *passage.mixtures]
         # A port nobody depends on (the last layer's queries of earlier tokens, a dead branch) has gradient 0.
         found = torch.autograd.grad(measure(logits), places, allow_unused=True)
-    gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(places, found, strict=True)]
+    entering, *gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(places, found, strict=True)]
     n = passage.graph.n_layers
     by_head = [tokens.pick(g.permute(2, 0, 1, 3)) for g in gradients[: 3 * n]]
     return PortGradients(
         passage.ports,
         passage.nodes(logits.detach()),
+        tokens.pick(entering),
         [torch.stack(by_head[3 * layer : 3 * layer + 3]) for layer in range(n)],
         [tokens.pick(g) for g in gradients[3 * n : 4 * n]],
         tokens.pick(gradients[4 * n]),

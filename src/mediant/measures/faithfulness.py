@@ -66,7 +66,9 @@ class CircuitBench:
         with torch.no_grad():
             clean = Outcome(self.pairs, run(subject, self.pairs.base, keep=self.pairs.keep).logits)
         with_attention = spans is not None or order is not None
-        self.ablated = observe(subject, self.pairs.source, self.tokens, keep=self.pairs.keep, with_attention=with_attention)
+        # Before the first different token both runs are equal, whatever the gates.
+        self._different = self.tokens.after(self.pairs.first_difference)
+        self.ablated = observe(subject, self.pairs.source, self._different, keep=self.pairs.keep, with_attention=with_attention)
         self.full, self.best = self._measured(clean), clean.logits.argmax(-1)
         nothing = Outcome(self.pairs, self.ablated.logits)
         self.empty, self.empty_agrees = self._measured(nothing), (nothing.logits.argmax(-1) == self.best).double().cpu().numpy()
@@ -76,7 +78,9 @@ class CircuitBench:
     def run(self, circuit: Circuit) -> CircuitOutcome:
         """One forward of a circuit."""
         with torch.no_grad():
-            logits = run_gated(self.subject, self.pairs.base, self.tokens, gates_of(circuit), self.ablated, keep=self.pairs.keep)
+            logits = run_gated(
+                self.subject, self.pairs.base, self._different, gates_of(circuit), self.ablated, keep=self.pairs.keep
+            )
         outcome = Outcome(self.pairs, logits)
         return CircuitOutcome(self._measured(outcome), (outcome.logits.argmax(-1) == self.best).double().cpu().numpy())
 

@@ -107,7 +107,11 @@ def accumulate(
 ) -> None:
     """Add one batch of pairs to running sums: what `eap` does per batch, for callers that watch or share out the batches."""
     batch = encode(subject, pairs)
-    attribution = _Attribution(subject, batch, order(batch), metric, total, ablation)
+    tokens = order(batch)
+    if ablation == "counterfactual":
+        # Before the first different token there is nothing to attribute.
+        tokens = tokens.after(batch.first_difference)
+    attribution = _Attribution(subject, batch, tokens, metric, total, ablation)
     getattr(attribution, method.replace("-", "_"))(steps)
 
 

@@ -4,8 +4,8 @@
     scores = eap(lm, pairs, spans=table.names, order=table.order)
 
 Spans make prompts of different length comparable: an edge "from S2 to end" is one edge, whatever the tokens in between
-(Haklay et al. 2025). Rules suffice where the prompts name their parts; `search.segment` proposes spans from saliency and
-`tasks.schema_writer` lets a language model write them. Tables are kept as the paper's code keeps them: one row per prompt,
+(Haklay et al. 2025). Rules suffice where the prompts name their parts; `search.saliency` makes spans from saliency alone,
+and `tasks.schema_writer` lets a language model write them. Tables are kept as the paper's code keeps them: one row per prompt,
 one column per span with its first token, and the length; an empty span starts where the next one does.
 """
 

@@ -23,7 +23,7 @@ class Config(StudyConfig):
     method: Literal["eap", "ig-inputs", "clean-corrupted"] = Field("eap", description="How edges are scored; the paper's is eap.")
     steps: int = Field(5, ge=1, description="Steps of integrated gradients, for ig-inputs.")
     threshold: float = Field(0.8, gt=0, le=1, description="Hard faithfulness at which circuits' sizes are compared.")
-    n_sizes: int = Field(8, ge=4, description="Circuit sizes on each curve, evenly spaced on the log axis.")
+    n_sizes: int = Field(7, ge=4, description="Circuit sizes on each curve, evenly spaced on the log axis.")
     bootstrap: int = Field(8, ge=2, description="Resamples of the discovery pairs behind stability.")
     n_positions: int = Field(24, ge=6, description="Discovery pairs behind the table of cancellation and over-estimation.")
     batch_size: int = Field(20, ge=1, description="Pairs run together; one random circuit is drawn per batch.")

@@ -79,7 +79,7 @@ def curves(found: dict[str, EdgeOrder], data: Data, dealt: SpanTable, config: Co
     return result
 
 
-def evenly(order: EdgeOrder, n: int, smallest: float = 0.0005) -> tuple[Circuit, ...]:
+def evenly(order: EdgeOrder, n: int, smallest: float = 0.002) -> tuple[Circuit, ...]:
     """`n` circuits between a small share of the edges and all of them, evenly spaced on the log axis."""
     asked = np.unique(np.geomspace(max(1, smallest * len(order)), len(order), n).round().astype(int))
     return tuple(order.circuit(int(k)) for k in asked)
