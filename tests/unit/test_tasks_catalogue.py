@@ -11,8 +11,8 @@ from mediant.core.errors import UnknownName
 from mediant.tasks.catalogue import DESCRIPTIONS, TASKS, generator
 
 
-def test_the_five_tasks_are_listed_with_descriptions() -> None:
-    assert list(TASKS) == ["ioi", "pronouns", "agreement", "arithmetic", "colours"]
+def test_the_tasks_are_listed_with_descriptions() -> None:
+    assert list(TASKS) == ["ioi", "pronouns", "agreement", "arithmetic", "colours", "greater-than"]
     assert list(DESCRIPTIONS) == list(TASKS)
     assert all(DESCRIPTIONS.values())
 

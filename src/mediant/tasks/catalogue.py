@@ -25,8 +25,8 @@ DESCRIPTIONS: dict[str, str] = {
     "pronouns": "which pronoun follows a profession (gender stereotypes)",
     "agreement": "number of the verb across a distracting noun",
     "arithmetic": "single-digit sums and differences",
-    "greater-than": "years after a start: all later numbers before all earlier ones",
     "colours": "multiple choice: which letter stands before the right colour",
+    "greater-than": "years after a start: all later numbers before all earlier ones",
 }
 
 

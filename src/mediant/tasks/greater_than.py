@@ -57,7 +57,7 @@ def generate(
     seed: int = 0,
     single_token: SingleToken | None = None,
     split: Split = "main",
-    mode: Digits | None = None,
+    mode: str | None = None,
     templates: Sequence[str] | None = None,
 ) -> Task:
     """`n` pairs, spread evenly over the frames.
