@@ -74,9 +74,15 @@ def curves(found: dict[str, EdgeOrder], data: Data, dealt: SpanTable, config: Co
     whole = sizes_of(_single(data), data.evaluation)
     result = {}
     for kind, order in found.items():
-        circuits = at_proportions(order) if kind in ("nonpositional", "helpful") else evenly(order, config.n_sizes)
-        result[kind] = Curve(circuits, sizes.get(kind, whole))
+        result[kind] = Curve(_circuits(kind, order, config), sizes.get(kind, whole))
     return result
+
+
+def _circuits(kind: str, order: EdgeOrder, config: Config) -> tuple[Circuit, ...]:
+    if kind in ("nonpositional", "helpful"):
+        return at_proportions(order)
+    # The control only has to show where it reaches the threshold, which is among the larger circuits.
+    return evenly(order, config.n_sizes) if kind == "positional" else evenly(order, config.n_sizes // 2 + 1, smallest=0.05)
 
 
 def evenly(order: EdgeOrder, n: int, smallest: float = 0.002) -> tuple[Circuit, ...]:
