@@ -136,3 +136,35 @@ def test_contexts_and_gates_do_not_mix():
     bench = CircuitBench(lm, pairs())
     with edit(lm, zero("mlp_out.1", "all")), pytest.raises(EditError, match="leave their context first"):
         bench.run(Circuit.empty(graph_of(lm), crossing=False))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "neox"])
+def test_in_bfloat16_too_the_whole_graph_is_the_model_to_rounding(family: str):
+    lm = subject(family, dtype=torch.bfloat16)
+    bench = CircuitBench(lm, pairs(), spans=SPANS)
+    empty = Circuit.empty(graph_of(lm), tuple(SPANS))
+    whole = Circuit(
+        empty.graph, tuple(SPANS), np.broadcast_to(empty.graph.exists, empty.within.shape).copy(), np.ones_like(empty.crossing)
+    )
+    assert np.allclose(bench.run(whole).metric, bench.full, atol=0.15)
+    assert np.allclose(bench.run(empty).metric, bench.empty, atol=0.15)
+
+
+def test_tokens_before_the_first_difference_are_left_out_and_change_nothing():
+    lm = subject()
+    bench = CircuitBench(lm, pairs(), spans=SPANS)
+    first = bench.pairs.first_difference
+    shorter = bench.tokens.after(first)
+    assert len(shorter.rows) == 4 * 5 < len(bench.tokens.rows) == 4 * 14
+    assert bool((shorter.cols >= first[shorter.rows]).all())
+    assert shorter.bounds == (0, 0, 0, 20)
+    assert torch.equal(shorter.span_of, bench.tokens.span_of)
+    circuit = Circuit.empty(graph_of(lm), tuple(SPANS))
+    circuit.within |= (np.random.default_rng(0).random(circuit.within.shape) < 0.5) & circuit.graph.exists
+    circuit.crossing |= np.random.default_rng(1).random(circuit.crossing.shape) < 0.5
+    expected = bench.run(circuit).metric
+    bench._different = bench.tokens
+    from mediant.interventions.nodes import observe
+
+    bench.ablated = observe(lm, bench.pairs.source, bench.tokens, with_attention=True)
+    assert np.allclose(bench.run(circuit).metric, expected, atol=1e-4)
