@@ -7,6 +7,7 @@ from mediant.search.exact import edge_patching, edges_in_company
 from mediant.search.export import export_steering
 from mediant.search.interplay import Interplay, interplay
 from mediant.search.lens import direct_logit_attribution, logit_lens
+from mediant.search.masks import optimise_edges
 from mediant.search.patching import Patcher, decompose, neuron_effects, patch, rank, ranking_of
 from mediant.search.paths import direct_effect, path_patch
 from mediant.search.position_effects import position_effects
@@ -16,6 +17,7 @@ __all__ = [
     "edge_patching",
     "edges_in_company",
     "greedy",
+    "optimise_edges",
     "position_effects",
     "strongest",
     "Found",

@@ -1,0 +1,70 @@
+"""Learned gates: on planted circuits the edges that carry the answer stay open and the rest close."""
+
+import numpy as np
+import pytest
+
+import builders
+from mediant.core.errors import OutOfRange, TaskError
+from mediant.interventions.ports import graph_of
+from mediant.measures.faithfulness import CircuitBench, auroc
+from mediant.search.circuits import strongest
+from mediant.search.masks import optimise_edges
+from mediant.tasks.toys import Toy, plant
+
+
+def known(toy: Toy) -> np.ndarray:
+    graph = graph_of(toy.subject)
+    table = np.zeros(graph.exists.shape, dtype=bool)
+    for edge in toy.edges:
+        table[graph.index(edge)] = True
+    return table[graph.exists]
+
+
+@pytest.mark.parametrize("name", ["single", "and", "cancelling"])
+def test_what_carries_the_answer_stays_open_and_the_rest_closes(name: str):
+    toy = plant(name)
+    scores = optimise_edges(toy.subject, toy.pairs, sparsity=2.0, steps=150, seed=1)
+    open_ = -scores.within[0][graph_of(toy.subject).exists]
+    needed = known(toy)
+    if name == "cancelling":
+        # Plus and minus together do nothing, so one that suffices leaves them out.
+        assert open_.max() > 0.9
+        assert open_[~needed].max() < 0.5
+        return
+    assert auroc(open_, needed) == 1.0
+    assert open_[needed].min() > 0.9
+    assert open_[~needed].max() < 0.5
+
+
+def test_an_or_needs_one_branch_and_the_circuit_that_is_kept_answers_as_the_model_does():
+    toy = plant("or")
+    scores = optimise_edges(toy.subject, toy.pairs, sparsity=2.0, steps=200)
+    graph = graph_of(toy.subject)
+    n = int((scores.within[0][graph.exists] < -0.5).sum())
+    assert n <= len(toy.edges)
+    found = CircuitBench(toy.subject, toy.pairs).run(strongest(scores).circuit(n))
+    assert found.agrees.tolist() == [1.0]
+
+
+def test_without_a_price_every_gate_stays_open_and_with_a_huge_one_all_close():
+    toy = plant("single")
+    exists = graph_of(toy.subject).exists
+    assert (-optimise_edges(toy.subject, toy.pairs, sparsity=0.0, steps=20).within[0][exists]).min() > 0.9
+    assert (-optimise_edges(toy.subject, toy.pairs, sparsity=1e4, steps=150).within[0][exists]).max() < 0.1
+
+
+def test_the_same_seed_gives_the_same_gates_and_leaves_the_model_alone():
+    lm = builders.subject()
+    before = {name: p.clone() for name, p in lm.model.named_parameters()}
+    one, two = (optimise_edges(lm, builders.pairs(), steps=3, seed=4).within for _ in range(2))
+    assert np.array_equal(one, two)
+    for name, p in lm.model.named_parameters():
+        assert p.grad is None
+        assert (p == before[name]).all()
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(TaskError, match="no pairs"):
+        optimise_edges(builders.subject(), [])
+    with pytest.raises(OutOfRange, match="at least 1"):
+        optimise_edges(builders.subject(), builders.pairs(), steps=0)
