@@ -129,7 +129,7 @@ def curves(lines: Sequence[Line], *, x_title: str, y_title: str, level: float | 
         name, x = plain(line.label), list(line.x)
         figure.add_trace(
             Scatter(
-                x=x + x[::-1], y=[*line.high, *list(line.low)[::-1]], fill="toself", fillcolor=_faint(line.colour),
+                x=x + x[::-1], y=[*line.high, *list(line.low)[::-1]], mode="lines", fill="toself", fillcolor=_faint(line.colour),
                 line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name,
             )
         )  # fmt: skip
