@@ -211,12 +211,14 @@ class Tape:
 class _Write(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, order: Tensor, tape: Tape, first: int) -> Tensor:
+        """Put the values on the tape; what is returned only marks the order."""
         ctx.tape, ctx.place = tape, slice(first, first + len(values))
         tape.values[ctx.place] = values
         return torch.zeros_like(order)
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
+        """What all later reads have added up."""
         gradients = ctx.tape.gradients[ctx.place]
         return gradients, gradients.new_zeros(()), None, None
 
@@ -224,12 +226,14 @@ class _Write(torch.autograd.Function):
 class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gates: Tensor, order: Tensor, tape: Tape) -> Tensor:  # noqa: ARG004 - `order` makes the chain
+        """Gated sums."""
         ctx.tape = tape
         ctx.save_for_backward(gates)
         return tape.sums(gates)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
+        """By a gate: node times gradient, summed over tokens; by a node: gates times gradient, added on the tape."""
         (gates,), tape, (gradient,) = ctx.saved_tensors, ctx.tape, gradients
         n, by_gate = gates.shape[2], torch.zeros_like(gates)
         for span, (a, b, known) in enumerate(tape.slices(n)):

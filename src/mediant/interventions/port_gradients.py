@@ -76,17 +76,20 @@ class _Differentiating(Observing):
         self.crossed: list[CrossLogits] = []
 
     def at_embedding(self, stream: Tensor) -> Tensor:
+        """Start the graph here, at the model's embeddings or at those given."""
         super().at_embedding(stream)
         start = stream.detach() if self.embedding is None else self.tokens.put(stream.detach(), self.embedding)
         self.entering.append(start.requires_grad_(True))
         return start
 
     def at_port(self, layer: int, port: int, values: Tensor) -> Tensor:
+        """A view of its own, so that its gradient is this port's alone."""
         super().at_port(layer, port, values)
         self.read_by_port.append(values.view_as(values))
         return self.read_by_port[-1]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, score: Score) -> Tensor:
+        """Keep the mixed values, and the logits crossed with the other run's."""
         mixed = super().attend(layer, query, key, value, score)
         if self.with_attention:
             self.mixtures.append(mixed)
@@ -97,11 +100,13 @@ class _Differentiating(Observing):
         return mixed
 
     def at_mlp(self, layer: int, stream: Tensor) -> Tensor:
+        """A view of its own, apart from the stream that goes on."""
         super().at_mlp(layer, stream)
         self.read_by_mlp.append(stream.view_as(stream))
         return self.read_by_mlp[-1]
 
     def at_final(self, stream: Tensor) -> Tensor:
+        """A view of its own."""
         super().at_final(stream)
         self.read_last.append(stream.view_as(stream))
         return self.read_last[-1]

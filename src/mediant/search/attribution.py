@@ -187,10 +187,12 @@ class _Attribution:
             self.other.outputs.zero_()
 
     def eap(self, _: int) -> None:
+        """Gradient at the clean run."""
         clean = self._gradients()
         self._add(clean, self._change(clean.nodes))
 
     def ig_inputs(self, steps: int) -> None:
+        """Mean gradient on the straight line from the other run's embeddings; the clean end is left out."""
         clean = observe(self.subject, self.pairs.base, self.tokens, keep=self.pairs.keep)
         change, there = self._change(clean), self.other.outputs[0]
         for k in range(steps):
@@ -198,12 +200,14 @@ class _Attribution:
             self._add(self._gradients(at), change, share=1 / steps)
 
     def clean_corrupted(self, _: int) -> None:
+        """Mean of the gradients at both ends; crossing edges at the clean one."""
         clean = self._gradients()
         change = self._change(clean.nodes)
         self._add(clean, change, share=0.5)
         self._add(self._gradients(self.other.outputs[0]), change, share=0.5, crossing=False)
 
     def ig_activations(self, steps: int) -> None:
+        """Mean gradient while one sublayer's output moves, for the edges that leave it; crossing edges at the clean run."""
         clean = observe(self.subject, self.pairs.base, self.tokens, keep=self.pairs.keep)
         change, outputs = self._change(clean), self._sublayer_outputs()
         for site, nodes in self._sublayers():

@@ -86,6 +86,7 @@ class _Study:
         self._patcher = lru_cache(maxsize=2)(self._make_patcher)
 
     def run(self) -> tuple[Result, Findings]:
+        """Rank, map, confirm, measure."""
         ranking, discovery = self.rank()
         sets = method.head_sets(self.subject, ranking, k=self.config.top_k, draws=self.config.random_draws, seed=self.config.seed)
         shown = self.map_effects()

@@ -102,6 +102,7 @@ class _TaskRun:
     engine: LocalEngine
 
     def run(self) -> TaskFindings:
+        """Score, grow, run, compare."""
         self._refuse_if_not_done()
         dealt = self.data.table.shuffled(self.config.seed)
         scores, shuffled = self.attribute("true", bootstrap=self.config.bootstrap), self.attribute("shuffled")
