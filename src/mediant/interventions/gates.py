@@ -14,7 +14,6 @@ edge attribution (Syed et al. 2023; Hanna et al. 2024). Positional gates have on
 those of this run or of the ablated run; the softmax is taken over the mixed logits.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +26,7 @@ from mediant.core.graph import CircuitGraph
 from mediant.interventions.execute import run
 from mediant.interventions.nodes import Nodes, TokenOrder
 from mediant.interventions.ports import Passage, Score
+from mediant.interventions.tape import Tape
 from mediant.subject import Batch, Subject
 
 
@@ -84,7 +84,9 @@ class Gated(Passage):
     def __init__(self, subject: Subject, tokens: TokenOrder, gates: Gates, ablated: Nodes) -> None:
         super().__init__(subject)
         self.tokens, self.gates, self.ablated = tokens, gates, ablated
-        self.tape = Tape(torch.empty_like(ablated.outputs), tokens.bounds, differentiable=gates.differentiable)
+        self.tape = Tape(torch.zeros_like(ablated.outputs), tokens.bounds, differentiable=gates.differentiable)
+        # Heads that no port reads need not be written.
+        self._wanted = ((gates.within != 0).any(0).any(0) | gates.differentiable).tolist()
         self._ports: Tensor | None = None
 
     def read(self, target: int, base: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
@@ -100,13 +102,11 @@ class Gated(Passage):
     def at_attention(self, layer: int, stream: Tensor) -> None:
         """Queries, keys and values of every head from its own ports; those with all gates closed are the ablated run's."""
         first, n = self.graph.first_target(layer), 3 * self.graph.n_heads
-        gates, base = self.gates.within[:, first : first + n, : self.graph.readable(first)].to(stream), self.ablated
-        live = (gates != 0).any(0).any(1) | gates.requires_grad
-        made = base.projected[layer].flatten(0, 1)
-        if bool(live.any()):
-            streams = base.attention_in[layer] + self.tape.read(gates[:, live])
-            new = self.ports.project(layer, self.ports.normed(layer, streams), live)
-            made = made.index_put((live,), new.to(made.dtype))
+        gates = self.gates.within[:, first : first + n, : self.graph.readable(first)].to(stream)
+        made, weights = self.ablated.projected[layer].flatten(0, 1).clone(), self.ports.weights(layer)
+        for block in self.tape.inputs(gates, self.ablated.attention_in[layer]):
+            new = self.ports.project(self.ports.normed(layer, block.streams), weights, block.ports)
+            made[block.ports, block.tokens] = new.to(made.dtype)
         self._ports = made.unflatten(0, (3, self.graph.n_heads))
 
     def at_port(self, layer: int, port: int, values: Tensor) -> Tensor:  # noqa: ARG002
@@ -126,9 +126,11 @@ class Gated(Passage):
         mixed: Tensor = opened @ value + closed @ old.value
         return mixed
 
-    def at_heads(self, layer: int, outputs: Tensor) -> None:
+    def at_heads(self, layer: int, mixed: Tensor, projected: Tensor) -> None:
         """Note the heads' outputs."""
-        self._note(self.graph.first_source(layer), self.tokens.pick(outputs))
+        first = self.graph.first_source(layer)
+        if any(self._wanted[first : first + self.graph.n_heads]):
+            self._note(first, self.tokens.pick(self.ports.head_outputs(layer, mixed, projected)))
 
     def at_mlp(self, layer: int, stream: Tensor) -> Tensor:
         """The stream the MLP's gates let through."""
@@ -157,87 +159,3 @@ def _mix(gate: Tensor, opened: Tensor, closed: Tensor) -> Tensor:
     seen = opened.isfinite()
     mixed = gate * opened.masked_fill(~seen, 0.0) + (1 - gate) * closed.masked_fill(~seen, 0.0)
     return mixed.masked_fill(~seen, float("-inf"))
-
-
-class Tape:
-    """Node outputs written once and read by every later port, with one buffer for values and one for gradients.
-
-    Reading is a matrix product per span on slices of the buffer. Under autograd the buffer is shared by all reads instead
-    of being saved for each: memory grows with nodes, not with edges. A chain of empty tensors keeps backward in order: a
-    write's gradient is asked for only when all reads after it have added theirs.
-    """
-
-    def __init__(self, values: Float[Tensor, "source token d_model"], bounds: Sequence[int], *, differentiable: bool) -> None:
-        self.values, self.bounds, self.differentiable = values, bounds, differentiable
-        self.gradients = torch.zeros_like(values) if differentiable else None
-        self.order = values.new_zeros((), requires_grad=differentiable)
-
-    def write(self, first: int, values: Float[Tensor, "node token d_model"]) -> None:
-        """Store the values of neighbouring nodes."""
-        if self.differentiable:
-            self.order = _Write.apply(  # type: ignore[no-untyped-call]
-                values, self.order, self, first
-            )
-        else:
-            self.values[first : first + len(values)] = values
-
-    def read(self, gates: Float[Tensor, "span port source"]) -> Float[Tensor, "port token d_model"]:
-        """Gated sums over the first nodes."""
-        if self.differentiable:
-            out: Tensor = _Read.apply(  # type: ignore[no-untyped-call]
-                gates, self.order, self
-            )
-            return out
-        return self.sums(gates)
-
-    def slices(self, n: int) -> list[tuple[int, int, Tensor]]:
-        """Per non-empty span, its bounds and the first `n` nodes' values there as one matrix (node, token x d_model)."""
-        return [(a, b, self.values[:n, a:b].flatten(1)) for a, b in zip(self.bounds, self.bounds[1:], strict=False)]
-
-    def sums(self, gates: Float[Tensor, "span port source"]) -> Float[Tensor, "port token d_model"]:
-        """Gated sums; ports and nodes whose gates are all closed cost nothing."""
-        width = self.values.shape[-1]
-        out = self.values.new_zeros(gates.shape[1], self.values.shape[1], width)
-        for table, (a, b, known) in zip(gates, self.slices(gates.shape[2]), strict=True):
-            ports, nodes = (table != 0).any(1), (table != 0).any(0)
-            if a == b or not bool(ports.any()):
-                continue
-            if int(nodes.sum()) * 2 < len(nodes):
-                table, known = table[:, nodes], known[nodes]
-            out[ports, a:b] = (table[ports] @ known).unflatten(1, (b - a, width))
-        return out
-
-
-class _Write(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, order: Tensor, tape: Tape, first: int) -> Tensor:
-        """Put the values on the tape; what is returned only marks the order."""
-        ctx.tape, ctx.place = tape, slice(first, first + len(values))
-        tape.values[ctx.place] = values
-        return torch.zeros_like(order)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        """What all later reads have added up."""
-        gradients = ctx.tape.gradients[ctx.place]
-        return gradients, gradients.new_zeros(()), None, None
-
-
-class _Read(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gates: Tensor, order: Tensor, tape: Tape) -> Tensor:  # noqa: ARG004 - `order` makes the chain
-        """Gated sums."""
-        ctx.tape = tape
-        ctx.save_for_backward(gates)
-        return tape.sums(gates)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        """By a gate: node times gradient, summed over tokens; by a node: gates times gradient, added on the tape."""
-        (gates,), tape, (gradient,) = ctx.saved_tensors, ctx.tape, gradients
-        n, by_gate = gates.shape[2], torch.zeros_like(gates)
-        for span, (a, b, known) in enumerate(tape.slices(n)):
-            part = gradient[:, a:b].flatten(1)
-            by_gate[span] = part @ known.mT
-            tape.gradients[:n, a:b] += (gates[span].mT @ part).unflatten(1, (b - a, gradient.shape[-1]))
-        return by_gate, gradient.new_zeros(()), None

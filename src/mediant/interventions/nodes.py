@@ -139,6 +139,20 @@ class Nodes:
     attention: list[AttentionRecord]
     logits: Float[Tensor, "batch kept vocab"]
 
+    def reordered(self, now: TokenOrder, then: TokenOrder) -> "Nodes":
+        """The same run with the same tokens in another order."""
+        place = torch.full_like(now.span_of, -1)
+        place[now.rows, now.cols] = torch.arange(len(now.rows), device=place.device)
+        at = place[then.rows, then.cols]
+        if len(at) != len(now.rows) or bool((at < 0).any()):
+            raise SpanError("the two orders are not of the same tokens")
+        if torch.equal(at, torch.arange(len(at), device=at.device)):
+            return self
+        return Nodes(
+            self.outputs[:, at], [layer[:, :, at] for layer in self.projected], [layer[at] for layer in self.attention_in],
+            [layer[at] for layer in self.mlp_in], self.final_in[at], self.attention, self.logits,
+        )  # fmt: skip
+
 
 class Observing(Passage):
     """Keeps what nodes write and ports read."""
@@ -176,8 +190,9 @@ class Observing(Passage):
             self.attention.append(AttentionRecord(query.detach(), key.detach(), value.detach(), logits.detach(), mixed.detach()))
         return mixed
 
-    def at_heads(self, layer: int, outputs: Tensor) -> None:
+    def at_heads(self, layer: int, mixed: Tensor, projected: Tensor) -> None:
         """Keep the heads' outputs."""
+        outputs = self.ports.head_outputs(layer, mixed, projected)
         first = self.graph.first_source(layer)
         self.outputs[first : first + self.graph.n_heads] = self.tokens.pick(outputs.detach())
 

@@ -31,6 +31,7 @@ from mediant.subject import Subject
 
 Q, K, V = range(3)
 Score = Callable[[Tensor, Tensor], Tensor]
+ByHead = tuple[Float[Tensor, "3 head d_head d_model"], Float[Tensor, "3 head d_head"] | None]
 
 
 def graph_of(subject: Subject) -> CircuitGraph:
@@ -77,7 +78,7 @@ class Ports:
         out: Tensor = self.attention_reader(layer).forward(stream)
         return out
 
-    def weights(self, layer: int) -> tuple[Float[Tensor, "3 head d_head d_model"], Float[Tensor, "3 head d_head"] | None]:
+    def weights(self, layer: int) -> ByHead:
         """Projection weights and biases, one per query head."""
         family, shape = self.subject.family, self.subject.shape
         modules = [family.attn_of(self.subject.model, layer).get_submodule(name) for name in family.qkv]
@@ -97,11 +98,11 @@ class Ports:
         return torch.stack(per_head).detach(), torch.stack(offsets).detach() if len(offsets) == 3 else None
 
     def project(
-        self, layer: int, normed: Float[Tensor, "port n d_model"], ports: Bool[Tensor, " all"] | None = None
+        self, normed: Float[Tensor, "port n d_model"], weights: ByHead, ports: Bool[Tensor, " all"]
     ) -> Float[Tensor, "port n d_head"]:
-        """Queries, keys and values of heads from inputs of their own, for all ports or those chosen."""
-        weight, bias = self.weights(layer)
-        chosen = slice(None) if ports is None else ports
+        """Queries, keys and values of some heads from inputs of their own, with a layer's `weights`."""
+        weight, bias = weights
+        chosen = slice(None) if bool(ports.all()) else ports
         out = normed @ weight.flatten(0, 1)[chosen].mT
         return out if bias is None else out + bias.flatten(0, 1)[chosen, None]
 
@@ -178,8 +179,10 @@ class Passage:
         """Head values from (rotated) queries, keys and values; `score` gives their scaled, capped and masked logits."""
         return score(query, key).softmax(-1).to(value.dtype) @ value
 
-    def at_heads(self, layer: int, outputs: Float[Tensor, "head batch pos d_model"]) -> None:
-        """What each head adds to the stream."""
+    def at_heads(
+        self, layer: int, mixed: Float[Tensor, "batch pos head d_head"], projected: Float[Tensor, "batch pos d_model"]
+    ) -> None:
+        """What each head mixed, and what their projection wrote of it."""
 
     def at_mlp(self, layer: int, stream: Float[Tensor, "batch pos d_model"]) -> Tensor:  # noqa: ARG002
         """The stream as the MLP reads it, before its norm."""
@@ -273,7 +276,7 @@ class Passage:
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             self._visits[1] += 1
             z = first_input(args, kwargs).unflatten(-1, (self.graph.n_heads, -1))
-            self.at_heads(layer, self.ports.head_outputs(layer, z, output))
+            self.at_heads(layer, z, output)
 
         return hook
 

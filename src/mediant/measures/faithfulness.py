@@ -13,6 +13,7 @@ hard). CPR and CMD are areas under and beside the normalised curve over the shar
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -83,6 +84,14 @@ class CircuitBench:
             )
         outcome = Outcome(self.pairs, logits)
         return CircuitOutcome(self._measured(outcome), (outcome.logits.argmax(-1) == self.best).double().cpu().numpy())
+
+    def by_spans(self, order: Callable[[PairBatch], TokenOrder] | None = None) -> "CircuitBench":
+        """The same pairs and the same two runs, for circuits of another schema; without one, for all tokens alike."""
+        twin = copy(self)
+        twin.tokens = order(self.pairs) if order is not None else TokenOrder.of(self.pairs.base)
+        twin._different = twin.tokens.after(self.pairs.first_difference)
+        twin.ablated = self.ablated.reordered(self._different, twin._different)
+        return twin
 
     def sizes(self) -> list[SpanSizes]:
         """Tokens per span, and pairs of tokens per pair of spans, of every row."""

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mediant.core.edge_scores import EdgeScores
-from mediant.core.errors import OutOfRange, TaskError, unknown
+from mediant.core.errors import OutOfRange, SpanError, TaskError, unknown
 from mediant.core.graph import CircuitGraph
 from mediant.core.pair import Pair
 from mediant.core.site import Site
@@ -36,6 +36,7 @@ from mediant.tasks.encode import PairBatch, encode
 
 METHODS = ("eap", "ig-inputs", "ig-activations", "clean-corrupted")
 ABLATIONS = ("counterfactual", "zero")
+Order = Callable[[PairBatch], TokenOrder]
 
 
 def eap(
@@ -51,7 +52,7 @@ def eap(
     batch_size: int = 16,
     bootstrap: int = 0,
     seed: int = 0,
-    order: Callable[[PairBatch], TokenOrder] | None = None,
+    order: Order | None = None,
 ) -> EdgeScores:
     """Scores of every edge of the subject's circuit graph.
 
@@ -99,19 +100,28 @@ def accumulate(
     subject: Subject,
     pairs: Sequence[Pair],
     *,
-    order: Callable[[PairBatch], TokenOrder],
+    order: Order,
     metric: str | Metric = "logit_diff",
     method: str = "eap",
     ablation: str = "counterfactual",
     steps: int = 5,
+    beside: Sequence[tuple["Accumulator", Order]] = (),
 ) -> None:
-    """Add one batch of pairs to running sums: what `eap` does per batch, for callers that watch or share out the batches."""
+    """Add one batch of pairs to running sums: what `eap` does per batch, for callers that watch or share out the batches.
+
+    Args:
+        beside: further sums under other orders of the same cuts, filled from the same passes (the shuffled control).
+
+    Raises:
+        SpanError: an order beside that cuts the prompts elsewhere.
+    """
     batch = encode(subject, pairs)
-    tokens = order(batch)
+    sums = [_Sums(to, of(batch)) for to, of in [(total, order), *beside]]
+    tokens = sums[0].tokens
     if ablation == "counterfactual":
         # Before the first different token there is nothing to attribute.
         tokens = tokens.after(batch.first_difference)
-    attribution = _Attribution(subject, batch, tokens, metric, total, ablation)
+    attribution = _Attribution(subject, batch, tokens, metric, sums, ablation)
     getattr(attribution, method.replace("-", "_"))(steps)
 
 
@@ -167,6 +177,27 @@ class Accumulator:
         return whole
 
 
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Where scores go: sums, and the spans of the batch at hand."""
+
+    total: Accumulator
+    tokens: TokenOrder
+
+    def spans(self, cut: TokenOrder) -> list[int]:
+        """The span of each segment of an order that cuts the same prompts."""
+        of = self.tokens.span_of[cut.rows, cut.cols].tolist()
+        found = [set(of[a:b]) for *_, a, b in cut.segments()]
+        if any(len(each) > 1 for each in found):
+            raise SpanError("the orders cut the prompts at different places; attribute them one by one")
+        return [each.pop() for each in found]
+
+    def members(self) -> Float[Tensor, "batch pos span"]:
+        """Which token is in which span."""
+        hot = torch.nn.functional.one_hot(self.tokens.span_of.clamp(min=0), self.tokens.n_spans).double()
+        return hot * (self.tokens.span_of >= 0)[..., None]
+
+
 @dataclass(eq=False)
 class _Attribution:
     """One batch of pairs."""
@@ -175,14 +206,16 @@ class _Attribution:
     pairs: PairBatch
     tokens: TokenOrder
     by: str | Metric
-    total: Accumulator
+    sums: Sequence[_Sums]
     ablation: str
 
     def __post_init__(self) -> None:
-        self.total.begin(len(self.pairs.pairs))
-        self.segments = self.tokens.segments()
-        with_attention = self.total.crossing is not None
-        self.other = observe(self.subject, self.pairs.source, self.tokens, keep=self.pairs.keep, with_attention=with_attention)
+        for each in self.sums:
+            each.total.begin(len(self.pairs.pairs))
+        self.graph, self.segments = graph_of(self.subject), self.tokens.segments()
+        self.spans = [each.spans(self.tokens) for each in self.sums]
+        self.crossing = any(each.total.crossing is not None for each in self.sums)
+        self.other = observe(self.subject, self.pairs.source, self.tokens, keep=self.pairs.keep, with_attention=self.crossing)
         if self.ablation == "zero":
             self.other.outputs.zero_()
 
@@ -225,12 +258,11 @@ class _Attribution:
         self._add(self._gradients(), torch.zeros_like(change))
 
     def _sublayers(self) -> Iterator[tuple[Site, slice]]:
-        graph = self.total.graph
         yield Site("embed"), slice(0, 1)
-        for layer in range(graph.n_layers):
-            first = graph.first_source(layer)
-            yield Site("attn_out", layer), slice(first, first + graph.n_heads)
-            yield Site("mlp_out", layer), slice(first + graph.n_heads, first + graph.n_heads + 1)
+        for layer in range(self.graph.n_layers):
+            first = self.graph.first_source(layer)
+            yield Site("attn_out", layer), slice(first, first + self.graph.n_heads)
+            yield Site("mlp_out", layer), slice(first + self.graph.n_heads, first + self.graph.n_heads + 1)
 
     def _sublayer_outputs(self) -> dict[Site, Float[Tensor, "token d_model"]]:
         """What each layer's attention and MLP add to the stream in the clean run."""
@@ -248,7 +280,7 @@ class _Attribution:
     def _gradients(self, embedding: Tensor | None = None) -> PortGradients:
         return differentiate(
             self.subject, self.pairs.base, self.tokens, self._measure, embedding=embedding, other=self.other,
-            with_attention=self.total.crossing is not None, keep=self.pairs.keep,
+            with_attention=self.crossing, keep=self.pairs.keep,
         )  # fmt: skip
 
     def _measure(self, logits: Tensor) -> Tensor:
@@ -259,20 +291,22 @@ class _Attribution:
 
     def _add(self, found: PortGradients, change: Tensor, *, share: float = 1.0, crossing: bool = True) -> None:
         step = self.pairs.rows_per_pair
-        spans, items = [s for s, *_ in self.segments], [row // step for _, row, *_ in self.segments]
+        items = [row // step for _, row, *_ in self.segments]
         for first, gradients in found.by_layer():
-            known = change[: self.total.graph.readable(first)]
+            known = change[: self.graph.readable(first)]
             tables = [gradients[:, a:b].flatten(1) @ known[:, a:b].flatten(1).mT for *_, a, b in self.segments]
-            self.total.add_within(first, torch.stack(tables) * share, spans, items)
-        if crossing and self.total.crossing is not None:
+            scores = torch.stack(tables) * share
+            for each, spans in zip(self.sums, self.spans, strict=True):
+                each.total.add_within(first, scores, spans, items)
+        if crossing and self.crossing:
             self._add_crossing(found, share)
 
     def _add_crossing(self, found: PortGradients, share: float) -> None:
-        spans = torch.nn.functional.one_hot(self.tokens.span_of.clamp(min=0), self.tokens.n_spans).double()
-        spans = spans * (self.tokens.span_of >= 0)[..., None]
         step = self.pairs.rows_per_pair
+        wanted = [(each.total, each.members()) for each in self.sums if each.total.crossing is not None]
         for layer, (now, gradient, crossed) in enumerate(zip(found.nodes.attention, found.mixed, found.crossed, strict=True)):
             then = self.other.attention[layer].value
             scores = crossing_scores(now.logits, crossed.other_query, crossed.other_key, now.value, then, gradient)
-            summed = by_spans(scores, spans.to(scores.device))
-            self.total.add_crossing(layer, summed.unflatten(1, (-1, step)).sum(2) * share)
+            for total, members in wanted:
+                summed = by_spans(scores, members.to(scores.device))
+                total.add_crossing(layer, summed.unflatten(1, (-1, step)).sum(2) * share)

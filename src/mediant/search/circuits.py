@@ -12,6 +12,7 @@ on the reversed graph. With `joined` ports, q, k and v of a head are one edge sc
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -34,12 +35,14 @@ class EdgeOrder:
     Attributes:
         edges: one row per edge: (0, span, target, source) within, or (1, layer x head, query span, key span), with the port
             in the last column; -1 stands for all three ports.
+        complete: no edge that can matter is missing, so the circuit of all of them does what the model does.
     """
 
     scores: EdgeScores
     edges: Ints
     crossing_open: bool
     method: str
+    complete: bool = True
 
     def __len__(self) -> int:
         return len(self.edges)
@@ -59,7 +62,7 @@ class EdgeOrder:
                 mine = across[(across[:, 4] == part) | (across[:, 4] == -1)]
                 layers, heads = np.divmod(mine[:, 1], graph.n_heads)
                 found.crossing[part, layers, heads, mine[:, 2], mine[:, 3]] = True
-        found.about = {"method": self.method, "asked_for": n}
+        found.about = {"method": self.method, "asked_for": n, "is_whole": self.complete and n >= len(self)}
         return found.pruned() if prune else found
 
 
@@ -97,13 +100,10 @@ def greedy(
         raise unknown("start", start, STARTS)
     growth = _Growth(scores, rule, joined, sizes)
     last = [len(scores.spans) - 1] if ends is None else list(ends)
-    chosen: list[tuple[int, ...]] = []
-    for edge in growth.backward(last) if start == "logits" else growth.forward():
-        if limit is not None and len(chosen) >= limit:
-            break
-        chosen.append(edge)
-    edges = np.array(chosen, dtype=np.int64).reshape(-1, 5)
-    return EdgeOrder(scores, edges, scores.crossing is None, f"greedy from the {start}, {rule}")
+    grown = growth.backward(last) if start == "logits" else growth.forward()
+    edges = np.array(list(islice(grown, limit)), dtype=np.int64).reshape(-1, 5)
+    complete = next(grown, None) is None
+    return EdgeOrder(scores, edges, scores.crossing is None, f"greedy from the {start}, {rule}", complete)
 
 
 def strongest(scores: EdgeScores, *, rule: str = "absolute", joined: bool = False, sizes: SpanSizes | None = None) -> EdgeOrder:

@@ -56,21 +56,21 @@ def sizes_of(table: SpanTable, pairs: Sequence[Pair]) -> SpanSizes:
     return mean_sizes([span_sizes(torch.tensor(table.of(pair)), len(table.names)) for pair in pairs])
 
 
-def orders(scores: EdgeScores, shuffled: EdgeScores, data: Data, dealt: SpanTable) -> dict[str, EdgeOrder]:
+def orders(scores: EdgeScores, shuffled: EdgeScores, data: Data) -> dict[str, EdgeOrder]:
     """Edges in order of growth, for each ranking."""
     flat = scores.summed()
     return {
         "positional": greedy(scores, sizes=sizes_of(data.table, data.evaluation), ends=data.table.ends),
-        "shuffled": greedy(shuffled, sizes=sizes_of(dealt, data.evaluation), ends=dealt.ends),
+        "shuffled": greedy(shuffled, sizes=sizes_of(data.shuffled, data.evaluation), ends=data.shuffled.ends),
         "nonpositional": greedy(flat),
         # Each port by itself: a helpful query would drag a harmful key along.
         "helpful": greedy(flat, rule="most_negative", joined=False),
     }
 
 
-def curves(found: dict[str, EdgeOrder], data: Data, dealt: SpanTable, config: Config) -> dict[str, Curve]:
+def curves(found: dict[str, EdgeOrder], data: Data, config: Config) -> dict[str, Curve]:
     """Circuits of each ranking: evenly spaced in log size by position, at the benchmark's proportions without."""
-    sizes = {"positional": sizes_of(data.table, data.evaluation), "shuffled": sizes_of(dealt, data.evaluation)}
+    sizes = {"positional": sizes_of(data.table, data.evaluation), "shuffled": sizes_of(data.shuffled, data.evaluation)}
     whole = sizes_of(_single(data), data.evaluation)
     result = {}
     for kind, order in found.items():
@@ -121,32 +121,31 @@ def _single(data: Data) -> SpanTable:
 
 
 def evaluate(
-    subject: Subject, pairs: Sequence[Pair], data: Data, dealt: SpanTable, drawn: dict[str, Curve], chance: Sequence[Circuit]
+    subject: Subject, pairs: Sequence[Pair], data: Data, drawn: dict[str, Curve], chance: Sequence[Circuit]
 ) -> dict[str, object]:
     """Run every circuit on one batch: the whole model's numbers, and per ranking a (size, pair) table of each measure."""
-    record: dict[str, object] = {}
-    tables = {"positional": data.table, "shuffled": dealt}
-    flat: CircuitBench | None = None
-    for kind, curve in [*drawn.items(), ("random", None)]:
-        if kind in tables:
-            bench = CircuitBench(subject, pairs, by=data.metric, order=tables[kind].order)
-        else:
-            flat = bench = flat or CircuitBench(subject, pairs, by=data.metric)
-        circuits = curve.circuits if curve is not None else chance
-        found = [_outcome(bench, circuit) for circuit in circuits]
-        record[kind] = {"metric": [f.metric.tolist() for f in found], "agrees": [f.agrees.tolist() for f in found]}
-        if "full" not in record:
-            record |= {
-                "full": bench.full.tolist(), "empty": bench.empty.tolist(), "preferred": bench.preferred.tolist(),
-                "greedy": bench.greedy_right.tolist(),
-            }  # fmt: skip
+    whole = CircuitBench(subject, pairs, by=data.metric, order=data.table.order)
+    record: dict[str, object] = {
+        "full": whole.full.tolist(), "empty": whole.empty.tolist(), "preferred": whole.preferred.tolist(),
+        "greedy": whole.greedy_right.tolist(),
+    }  # fmt: skip
+    groups: list[tuple[CircuitBench, dict[str, Sequence[Circuit]]]] = [
+        (whole, {"positional": drawn["positional"].circuits}),
+        (whole.by_spans(data.shuffled.order), {"shuffled": drawn["shuffled"].circuits}),
+        (whole.by_spans(), {kind: drawn[kind].circuits for kind in ("nonpositional", "helpful")} | {"random": chance}),
+    ]
+    while groups:
+        # Let go of each bench when its circuits have run: it holds every node's output.
+        bench, rankings = groups.pop()
+        for kind, circuits in rankings.items():
+            found = [_outcome(bench, circuit) for circuit in circuits]
+            record[kind] = {"metric": [f.metric.tolist() for f in found], "agrees": [f.agrees.tolist() for f in found]}
     return record
 
 
 def _outcome(bench: CircuitBench, circuit: Circuit) -> CircuitOutcome:
     """A run, or what is known without one: the whole graph is the model, and no edge the ablated run."""
-    crossing = 0 if circuit.crossing is None else circuit.crossing.size
-    if circuit.n_edges == circuit.graph.n_edges * len(circuit.spans) + crossing:
+    if circuit.about["is_whole"]:
         return CircuitOutcome(bench.full, np.ones(len(bench.full)))
     if not circuit.within.any():
         return CircuitOutcome(bench.empty, bench.empty_agrees)

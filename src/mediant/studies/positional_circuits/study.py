@@ -104,11 +104,10 @@ class _TaskRun:
     def run(self) -> TaskFindings:
         """Score, grow, run, compare."""
         self._refuse_if_not_done()
-        dealt = self.data.table.shuffled(self.config.seed)
-        scores, shuffled = self.attribute("true", bootstrap=self.config.bootstrap), self.attribute("shuffled")
+        scores, shuffled = self.attribute()
         effects = self._once("positions", lambda: {"effects": [asdict(e) for e in self._effects()]})["effects"]
-        orders = method.orders(scores, shuffled, self.data, dealt)
-        curves = method.curves(orders, self.data, dealt, self.config)
+        orders = method.orders(scores, shuffled, self.data)
+        curves = method.curves(orders, self.data, self.config)
         records = self.evaluate(scores, curves)
         n = Measuring(self.config, self.data, records, curves, []).asked_at_threshold()
         stable = self._once("stability", lambda: {"jaccard": [] if n is None else method.stability(scores, n, self.data)})
@@ -118,37 +117,38 @@ class _TaskRun:
         said = verdict(self.data.name, measures)
         return TaskFindings(self.data, measures, curves, records, effects, scores, drawn, said)
 
-    def attribute(self, name: str, *, bootstrap: int = 0) -> EdgeScores:
-        """Scores of all edges by span; kept in the run folder, because they are what the rest rests on."""
-        path = self.folder.path / f"scores-{self.data.name}-{name}.safetensors"
-        table = self.data.table if name == "true" else self.data.table.shuffled(self.config.seed)
-        title = f"{self.data.name}: scoring edges" + ("" if name == "true" else " (shuffled spans)")
-        if not path.exists():
-            size = self.config.batch_size
+    def attribute(self) -> tuple[EdgeScores, EdgeScores]:
+        """Scores of all edges by true and by shuffled spans; kept in the run folder, because the rest rests on them."""
+        paths = [self.folder.path / f"scores-{self.data.name}-{name}.safetensors" for name in ("true", "shuffled")]
+        if not all(path.exists() for path in paths):
+            size, graph, tables = self.config.batch_size, graph_of(self.subject), [self.data.table, self.data.shuffled]
             batches = [self.data.discovery[i : i + size] for i in range(0, len(self.data.discovery), size)]
-            total = Accumulator(graph_of(self.subject), table.names, crossing=True, bootstrap=bootstrap, seed=self.config.seed)
-            for batch in self.engine.watched(batches, title):
+            true, shuffled = (
+                Accumulator(graph, table.names, crossing=True, bootstrap=bootstrap, seed=self.config.seed)
+                for table, bootstrap in zip(tables, (self.config.bootstrap, 0), strict=True)
+            )
+            for batch in self.engine.watched(batches, f"{self.data.name}: scoring edges"):
                 accumulate(
-                    total, self.subject, batch, metric=self.data.metric, method=self.config.method, steps=self.config.steps,
-                    order=table.order,
+                    true, self.subject, batch, metric=self.data.metric, method=self.config.method, steps=self.config.steps,
+                    order=self.data.table.order, beside=[(shuffled, self.data.shuffled.order)],
                 )  # fmt: skip
-            scores = total.scores(f"{self.config.method}, counterfactual ablation", self.data.metric)
-            half = path.with_name(f".{path.name}.half")
-            scores.save(half, with_draws=True)
-            half.replace(path)
+            for total, path in zip((true, shuffled), paths, strict=True):
+                half = path.with_name(f".{path.name}.half")
+                total.scores(f"{self.config.method}, counterfactual ablation", self.data.metric).save(half, with_draws=True)
+                half.replace(path)
         # Read back even when just written, so that an undisturbed and a resumed run compute with the same numbers.
-        return EdgeScores.load(path)
+        return EdgeScores.load(paths[0]), EdgeScores.load(paths[1])
 
     def evaluate(self, scores: EdgeScores, curves: dict[str, method.Curve]) -> list[Json]:
         """Run every circuit on every batch of evaluation pairs."""
         size, pairs = self.config.batch_size, self.data.evaluation
-        dealt, flat = self.data.table.shuffled(self.config.seed), scores.summed()
+        flat = scores.summed()
         items = []
         for i in range(0, len(pairs), size):
 
             def compute(i: int = i) -> Json:
                 drawn = method.at_proportions(method.random_order(flat, self.config.seed + i))
-                return method.evaluate(self.subject, pairs[i : i + size], self.data, dealt, curves, drawn)
+                return method.evaluate(self.subject, pairs[i : i + size], self.data, curves, drawn)
 
             items.append(WorkItem(f"{self.data.name}/run/{i:05d}", compute))
         return self.engine.map(self.folder, items, title=f"{self.data.name}: running circuits")

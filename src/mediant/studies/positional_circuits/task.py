@@ -21,6 +21,7 @@ class Data:
     Attributes:
         discovery, evaluation: disjoint sets of pairs.
         table: the spans of all of them.
+        shuffled: a control, the same cuts with the spans' names dealt out anew in every prompt.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Data:
     discovery: tuple[Pair, ...]
     evaluation: tuple[Pair, ...]
     table: SpanTable
+    shuffled: SpanTable
 
 
 def load(config: Config, subject: Subject) -> list[Data]:
@@ -72,8 +74,9 @@ def _split(config: Config, task: Task, subject: Subject) -> Data:
     used = mixed[: n_discovery + config.n]
     table = from_task_spans(subject, used)
     return Data(
-        task.name, task.description, config.metric or task.metric, _alike(used[:n_discovery]), _alike(used[n_discovery:]), table
-    )
+        task.name, task.description, config.metric or task.metric, _alike(used[:n_discovery]), _alike(used[n_discovery:]),
+        table, table.shuffled(config.seed),
+    )  # fmt: skip
 
 
 def _alike(items: Sequence[Pair]) -> tuple[Pair, ...]:
