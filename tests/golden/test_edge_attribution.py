@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import builders
 from mediant.core.errors import SpanError, TaskError, UnknownName
@@ -10,7 +11,8 @@ from mediant.interventions.gates import Gates, run_gated
 from mediant.interventions.nodes import TokenOrder, observe
 from mediant.interventions.ports import graph_of
 from mediant.measures.metrics import METRICS, Outcome
-from mediant.search.attribution import eap
+from mediant.search import attribution
+from mediant.search.attribution import Accumulator, accumulate, eap
 from mediant.tasks.encode import encode
 from mediant.tasks.toys import plant
 
@@ -164,6 +166,54 @@ def test_two_forwards_and_one_backward_per_batch(monkeypatch):
             assert counts == {"forward": 4, "backward": 2}
     finally:
         handle.remove()
+
+
+@pytest.mark.parametrize("method", ["eap", "ig-inputs"])
+def test_sums_beside_are_those_of_an_attribution_of_their_own(method: str):
+    lm, graph = builders.subject(), graph_of(builders.subject())
+
+    def dealt(batch) -> TokenOrder:
+        """Another name for each span in every prompt, and one span less."""
+        spans = TokenOrder.of(batch.base, SPANS).span_of
+        shift = torch.arange(len(spans))[:, None]
+        return TokenOrder.from_spans(torch.where(spans < 0, -1, (spans + shift) % 2), 2)
+
+    def true(batch) -> TokenOrder:
+        return TokenOrder.of(batch.base, SPANS)
+
+    sums = [Accumulator(graph, names, crossing=True, bootstrap=n) for names, n in ((("a", "b", "c"), 3), (("a", "b"), 0))]
+    accumulate(sums[0], lm, builders.pairs(), order=true, method=method, beside=[(sums[1], dealt)])
+    for total, order in zip(sums, (true, dealt), strict=True):
+        alone = Accumulator(graph, total.spans, crossing=True)
+        accumulate(alone, lm, builders.pairs(), order=order, method=method)
+        assert np.allclose(total.scores("", "").within, alone.scores("", "").within, atol=1e-5)
+        assert np.allclose(total.scores("", "").crossing, alone.scores("", "").crossing, atol=1e-7)
+    assert not np.allclose(sums[0].within[0].sum(0)[:, :, None].sum(), 0)
+
+
+def test_no_tensor_holds_one_number_per_edge_and_token(monkeypatch):
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                self.size = max(self.size, out.numel())
+            return out
+
+    monkeypatch.setattr(attribution, "BLOCK", 8)
+    lm, watch = builders.subject(), Largest()
+    graph, batch = graph_of(lm), encode(lm, builders.pairs())
+    total = Accumulator(graph, ("a", "b", "c"), crossing=True)
+    with watch:
+        accumulate(total, lm, builders.pairs(), order=lambda pairs: TokenOrder.of(pairs.base, SPANS))
+    tokens, ports = int(batch.base.mask.sum()), 3 * graph.n_heads
+    attention = 3 * batch.base.n_rows * graph.n_heads * batch.base.n_cols**2
+    one_block = 8 * ports * graph.n_sources
+    outputs = graph.n_sources * tokens * lm.shape.d_model
+    weights = max(p.numel() for p in lm.model.parameters())
+    assert watch.size <= max(attention, one_block, outputs, weights, total.within.size)
+    assert ports * graph.n_sources * tokens > 2 * one_block  # what a layer's edges at all tokens would take
 
 
 def test_what_cannot_be_attributed_is_refused():

@@ -8,6 +8,7 @@ from builders import pairs, subject
 from mediant.core.circuit import Circuit
 from mediant.core.errors import OutOfRange, TaskError
 from mediant.interventions import run, swap
+from mediant.interventions.nodes import TokenOrder
 from mediant.interventions.ports import graph_of
 from mediant.measures.faithfulness import (
     PROPORTIONS,
@@ -22,6 +23,8 @@ from mediant.measures.faithfulness import (
     soft,
 )
 from mediant.measures.metrics import METRICS, Outcome
+from mediant.search.attribution import eap
+from mediant.search.circuits import greedy
 
 SPANS = ["0:5", "5:9", "9:"]
 
@@ -105,6 +108,39 @@ def test_cutting_one_heads_last_edges_is_patching_that_head_on_the_straight_path
     patched = METRICS["logit_diff"](Outcome(bench.pairs, run(lm, bench.pairs.base, swap("head_z.2.1", "all", seen)).logits))
     assert np.allclose(bench.run(circuit).metric, patched.numpy(), atol=1e-5)
     assert np.abs(patched.numpy() - bench.full).max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+def test_an_order_grown_to_its_end_gives_the_model_and_says_so(family: str):
+    lm = subject(family)
+    bench = CircuitBench(lm, pairs(), spans=SPANS)
+    order = greedy(eap(lm, pairs(), spans=SPANS), sizes=mean_sizes(bench.sizes()))
+    whole = order.circuit(len(order))
+    assert whole.about["is_whole"]
+    assert not whole.within[:2, -1].any()  # nobody reads earlier tokens' last streams
+    found = bench.run(whole)
+    assert np.allclose(found.metric, bench.full, atol=1e-4)
+    assert (found.agrees == 1).all()
+    assert not order.circuit(len(order) - 1).about["is_whole"]
+    short = greedy(order.scores, limit=5)
+    assert not short.circuit(5).about["is_whole"]
+
+
+def test_the_same_runs_serve_every_schema():
+    lm, circuits = subject(), {}
+    bench = CircuitBench(lm, pairs(), spans=SPANS)
+    flipped = CircuitBench(lm, pairs(), spans=SPANS[::-1])
+    flat = CircuitBench(lm, pairs())
+    rng = np.random.default_rng(0)
+    circuit = Circuit.empty(graph_of(lm), tuple(SPANS))
+    circuit.within |= (rng.random(circuit.within.shape) < 0.5) & graph_of(lm).exists
+    circuit.crossing |= rng.random(circuit.crossing.shape) < 0.5
+    circuits[flipped] = bench.by_spans(lambda batch: TokenOrder.of(batch.base, SPANS[::-1]))
+    circuits[flat] = bench.by_spans()
+    assert np.allclose(circuits[flipped].run(circuit).metric, flipped.run(circuit).metric, atol=1e-5)
+    single = Circuit(graph_of(lm), ("all",), circuit.within[:1])
+    assert np.allclose(circuits[flat].run(single).metric, flat.run(single).metric, atol=1e-5)
+    assert not np.allclose(bench.run(circuit).metric, flipped.run(circuit).metric, atol=1e-2)
 
 
 def test_a_circuit_costs_one_forward(monkeypatch):

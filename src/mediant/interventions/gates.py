@@ -15,7 +15,6 @@ those of this run or of the ablated run; the softmax is taken over the mixed log
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float

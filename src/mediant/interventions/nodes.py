@@ -95,28 +95,17 @@ class TokenOrder:
         """A copy of `into` with the ordered tokens' values replaced."""
         return into.index_put((self.rows, self.cols), values.to(into.dtype))
 
-    def segments(self) -> list[tuple[int, int, int, int]]:
-        """Runs of tokens of one span in one row: (span, row, start, stop)."""
-        found: list[tuple[int, int, int, int]] = []
-        rows = self.rows.tolist()
-        for span in range(self.n_spans):
-            start = self.bounds[span]
-            for i in range(start, self.bounds[span + 1]):
-                if i + 1 == self.bounds[span + 1] or rows[i + 1] != rows[i]:
-                    found.append((span, rows[i], start, i + 1))
-                    start = i + 1
-        return found
-
 
 @dataclass(eq=False)
 class AttentionRecord:
-    """One layer's attention, (rotated) queries and keys, one of each per query head."""
+    """One layer's attention, (rotated) queries and keys, one of each per query head; `score` gives logits of any of them."""
 
     query: Float[Tensor, "batch head pos d_head"]
     key: Float[Tensor, "batch head pos d_head"]
     value: Float[Tensor, "batch head pos d_head"]
     logits: Float[Tensor, "batch head pos pos"]
     mixed: Float[Tensor, "batch head pos d_head"]
+    score: Score
 
 
 @dataclass(eq=False)
@@ -187,7 +176,8 @@ class Observing(Passage):
         logits = score(query, key)
         mixed = logits.softmax(-1).to(value.dtype) @ value
         if self.with_attention:
-            self.attention.append(AttentionRecord(query.detach(), key.detach(), value.detach(), logits.detach(), mixed.detach()))
+            seen = [each.detach() for each in (query, key, value, logits, mixed)]
+            self.attention.append(AttentionRecord(*seen, score))
         return mixed
 
     def at_heads(self, layer: int, mixed: Tensor, projected: Tensor) -> None:

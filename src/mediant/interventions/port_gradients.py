@@ -23,14 +23,6 @@ from mediant.subject import Batch, Subject
 
 
 @dataclass(eq=False)
-class CrossLogits:
-    """Attention logits where one side comes from another run."""
-
-    other_query: Float[Tensor, "batch head pos pos"]
-    other_key: Float[Tensor, "batch head pos pos"]
-
-
-@dataclass(eq=False)
 class PortGradients:
     """Gradients of one run.
 
@@ -40,7 +32,6 @@ class PortGradients:
         embedding: by the stream entering the first layer, through every path.
         mlps, final: by the streams that MLPs and the final norm read.
         mixed: per layer, by the head's mixed values, when attention was asked for.
-        crossed: per layer, logits with one side from another run, when one was given.
     """
 
     ports: Ports
@@ -50,7 +41,6 @@ class PortGradients:
     mlps: list[Float[Tensor, "token d_model"]]
     final: Float[Tensor, "token d_model"]
     mixed: list[Float[Tensor, "batch head pos d_head"]]
-    crossed: list[CrossLogits]
 
     def by_layer(self) -> Iterator[tuple[int, Float[Tensor, "port token d_model"]]]:
         """Gradients by neighbouring ports that read the same sources, with the first one's index."""
@@ -63,17 +53,14 @@ class PortGradients:
 
 
 class _Differentiating(Observing):
-    def __init__(
-        self, subject: Subject, tokens: TokenOrder, embedding: Tensor | None, other: Nodes | None, *, with_attention: bool
-    ) -> None:
+    def __init__(self, subject: Subject, tokens: TokenOrder, embedding: Tensor | None, *, with_attention: bool) -> None:
         super().__init__(subject, tokens, with_attention=with_attention)
-        self.embedding, self.other = embedding, other
+        self.embedding = embedding
         self.entering: list[Tensor] = []
         self.read_by_port: list[Tensor] = []
         self.read_by_mlp: list[Tensor] = []
         self.read_last: list[Tensor] = []
         self.mixtures: list[Tensor] = []
-        self.crossed: list[CrossLogits] = []
 
     def at_embedding(self, stream: Tensor) -> Tensor:
         """Start the graph here, at the model's embeddings or at those given."""
@@ -89,14 +76,10 @@ class _Differentiating(Observing):
         return self.read_by_port[-1]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, score: Score) -> Tensor:
-        """Keep the mixed values, and the logits crossed with the other run's."""
+        """Keep the mixed values."""
         mixed = super().attend(layer, query, key, value, score)
         if self.with_attention:
             self.mixtures.append(mixed)
-        if self.other is not None and self.other.attention:
-            with torch.no_grad():
-                old = self.other.attention[layer]
-                self.crossed.append(CrossLogits(score(old.query, key), score(query, old.key)))
         return mixed
 
     def at_mlp(self, layer: int, stream: Tensor) -> Tensor:
@@ -119,7 +102,6 @@ def differentiate(
     measure: Callable[[Tensor], Tensor],
     *,
     embedding: Float[Tensor, "token d_model"] | None = None,
-    other: Nodes | None = None,
     with_attention: bool = False,
     keep: int = 1,
 ) -> PortGradients:
@@ -128,9 +110,8 @@ def differentiate(
     Args:
         measure: logits (batch, keep, vocab) -> one number.
         embedding: what enters the first layer instead of the batch's own embeddings.
-        other: another run, with attention, whose queries and keys are crossed with this one's.
     """
-    passage = _Differentiating(subject, tokens, embedding, other, with_attention=with_attention)
+    passage = _Differentiating(subject, tokens, embedding, with_attention=with_attention)
     with torch.enable_grad():
         with passage.open():
             logits = run(subject, batch, keep=keep).logits
@@ -148,5 +129,4 @@ def differentiate(
         [tokens.pick(g) for g in gradients[3 * n : 4 * n]],
         tokens.pick(gradients[4 * n]),
         gradients[4 * n + 1 :],
-        passage.crossed,
     )

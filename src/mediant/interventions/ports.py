@@ -30,6 +30,7 @@ from mediant.interventions.taps import first_input, head_weight, with_first_inpu
 from mediant.subject import Subject
 
 Q, K, V = range(3)
+BLOCK = 32  # tokens at a time, so that all ports' gradients stay in the cache
 Score = Callable[[Tensor, Tensor], Tensor]
 ByHead = tuple[Float[Tensor, "3 head d_head d_model"], Float[Tensor, "3 head d_head"] | None]
 
@@ -110,12 +111,17 @@ class Ports:
         self, layer: int, stream: Float[Tensor, "n d_model"], gradient: Float[Tensor, "3 head n d_head"]
     ) -> Float[Tensor, "port n d_model"]:
         """Gradients with respect to each port's own stream, from gradients of the projections' outputs."""
-        wanted = (gradient @ self.weights(layer)[0]).flatten(0, 1)
+        weights, gradient = self.weights(layer)[0].flatten(0, 1), gradient.flatten(0, 1)
         if not self.subject.family.attn_norm:
-            return wanted
-        with torch.enable_grad():
-            inputs = stream.detach().expand_as(wanted).contiguous().requires_grad_(True)
-            found: Tensor = torch.autograd.grad(self.normed(layer, inputs), inputs, wanted)[0]
+            return gradient @ weights
+        found = stream.new_empty(len(gradient), *stream.shape)
+        for some in torch.arange(len(stream)).split(BLOCK):
+            at = slice(int(some[0]), int(some[-1]) + 1)
+            with torch.enable_grad():
+                # All ports have the same stream, so one graph serves them all.
+                inputs = stream[at].detach().requires_grad_(True)
+                normed = self.normed(layer, inputs)
+                found[:, at] = torch.autograd.grad(normed, inputs, gradient[:, at] @ weights, is_grads_batched=True)[0]
         return found
 
     def head_outputs(

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-BLOCK = 128
+BLOCK = 128  # tokens at a time, so that what all ports read stays in the cache
 
 
 @dataclass(eq=False)
@@ -65,9 +65,7 @@ class Tape:
             return out
         return self.sums(gates)
 
-    def inputs(
-        self, gates: Float[Tensor, "span port source"], base: Float[Tensor, "token d_model"]
-    ) -> Iterator[Block]:
+    def inputs(self, gates: Float[Tensor, "span port source"], base: Float[Tensor, "token d_model"]) -> Iterator[Block]:
         """Base plus gated sums, where gates are open; few tokens at a time, so that every port's copy stays in the cache."""
         if self.differentiable:
             live = (gates != 0).any(0).any(1) | gates.requires_grad

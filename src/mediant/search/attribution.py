@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mediant.core.edge_scores import EdgeScores
-from mediant.core.errors import OutOfRange, SpanError, TaskError, unknown
+from mediant.core.errors import OutOfRange, TaskError, unknown
 from mediant.core.graph import CircuitGraph
 from mediant.core.pair import Pair
 from mediant.core.site import Site
@@ -37,6 +37,7 @@ from mediant.tasks.encode import PairBatch, encode
 METHODS = ("eap", "ig-inputs", "ig-activations", "clean-corrupted")
 ABLATIONS = ("counterfactual", "zero")
 Order = Callable[[PairBatch], TokenOrder]
+BLOCK = 128  # tokens whose edges are held at once
 
 
 def eap(
@@ -110,10 +111,7 @@ def accumulate(
     """Add one batch of pairs to running sums: what `eap` does per batch, for callers that watch or share out the batches.
 
     Args:
-        beside: further sums under other orders of the same cuts, filled from the same passes (the shuffled control).
-
-    Raises:
-        SpanError: an order beside that cuts the prompts elsewhere.
+        beside: further sums under other schemas, filled from the same passes (the shuffled control).
     """
     batch = encode(subject, pairs)
     sums = [_Sums(to, of(batch)) for to, of in [(total, order), *beside]]
@@ -149,12 +147,14 @@ class Accumulator:
         self.n += n
         self._drawn = self._drawn + draws.sum(0)
 
-    def add_within(self, first: int, scores: Float[Tensor, "segment port source"], spans: list[int], items: list[int]) -> None:
-        """Add scores of neighbouring ports, one table per (span, item)."""
+    def add_within(
+        self, first: int, scores: Float[Tensor, "token port source"], spans: Int[Tensor, " token"], items: Int[Tensor, " token"]
+    ) -> None:
+        """Add scores of neighbouring ports, one table per token, to the token's span under the weights of its item."""
         ports, sources = scores.shape[1:]
-        weights = torch.from_numpy(self._weights[items]).to(scores)
-        for span in sorted(set(spans)):
-            mine = [i for i, s in enumerate(spans) if s == span]
+        weights = torch.from_numpy(self._weights).to(scores)[items]
+        for span in spans.unique().tolist():
+            mine = spans == span
             summed = (weights[mine].mT @ scores[mine].flatten(1)).unflatten(1, (ports, sources))
             self.within[:, span, first : first + ports, :sources] += summed.cpu().numpy()
 
@@ -184,14 +184,6 @@ class _Sums:
     total: Accumulator
     tokens: TokenOrder
 
-    def spans(self, cut: TokenOrder) -> list[int]:
-        """The span of each segment of an order that cuts the same prompts."""
-        of = self.tokens.span_of[cut.rows, cut.cols].tolist()
-        found = [set(of[a:b]) for *_, a, b in cut.segments()]
-        if any(len(each) > 1 for each in found):
-            raise SpanError("the orders cut the prompts at different places; attribute them one by one")
-        return [each.pop() for each in found]
-
     def members(self) -> Float[Tensor, "batch pos span"]:
         """Which token is in which span."""
         hot = torch.nn.functional.one_hot(self.tokens.span_of.clamp(min=0), self.tokens.n_spans).double()
@@ -212,8 +204,10 @@ class _Attribution:
     def __post_init__(self) -> None:
         for each in self.sums:
             each.total.begin(len(self.pairs.pairs))
-        self.graph, self.segments = graph_of(self.subject), self.tokens.segments()
-        self.spans = [each.spans(self.tokens) for each in self.sums]
+        self.graph = graph_of(self.subject)
+        rows, cols = self.tokens.rows, self.tokens.cols
+        self.items = rows // self.pairs.rows_per_pair
+        self.spans = [each.tokens.span_of[rows, cols] for each in self.sums]
         self.crossing = any(each.total.crossing is not None for each in self.sums)
         self.other = observe(self.subject, self.pairs.source, self.tokens, keep=self.pairs.keep, with_attention=self.crossing)
         if self.ablation == "zero":
@@ -279,7 +273,7 @@ class _Attribution:
 
     def _gradients(self, embedding: Tensor | None = None) -> PortGradients:
         return differentiate(
-            self.subject, self.pairs.base, self.tokens, self._measure, embedding=embedding, other=self.other,
+            self.subject, self.pairs.base, self.tokens, self._measure, embedding=embedding,
             with_attention=self.crossing, keep=self.pairs.keep,
         )  # fmt: skip
 
@@ -290,23 +284,23 @@ class _Attribution:
         return self.other.outputs - clean.outputs
 
     def _add(self, found: PortGradients, change: Tensor, *, share: float = 1.0, crossing: bool = True) -> None:
-        step = self.pairs.rows_per_pair
-        items = [row // step for _, row, *_ in self.segments]
         for first, gradients in found.by_layer():
             known = change[: self.graph.readable(first)]
-            tables = [gradients[:, a:b].flatten(1) @ known[:, a:b].flatten(1).mT for *_, a, b in self.segments]
-            scores = torch.stack(tables) * share
-            for each, spans in zip(self.sums, self.spans, strict=True):
-                each.total.add_within(first, scores, spans, items)
+            for at in torch.arange(len(self.items)).split(BLOCK):
+                some = slice(int(at[0]), int(at[-1]) + 1)
+                scores = gradients[:, some].transpose(0, 1) @ known[:, some].permute(1, 2, 0) * share
+                for each, spans in zip(self.sums, self.spans, strict=True):
+                    each.total.add_within(first, scores, spans[some], self.items[some])
         if crossing and self.crossing:
             self._add_crossing(found, share)
 
     def _add_crossing(self, found: PortGradients, share: float) -> None:
         step = self.pairs.rows_per_pair
         wanted = [(each.total, each.members()) for each in self.sums if each.total.crossing is not None]
-        for layer, (now, gradient, crossed) in enumerate(zip(found.nodes.attention, found.mixed, found.crossed, strict=True)):
-            then = self.other.attention[layer].value
-            scores = crossing_scores(now.logits, crossed.other_query, crossed.other_key, now.value, then, gradient)
+        attention = zip(found.nodes.attention, self.other.attention, found.mixed, strict=True)
+        for layer, (now, then, gradient) in enumerate(attention):
+            by_query, by_key = now.score(then.query, now.key), now.score(now.query, then.key)
+            scores = crossing_scores(now.logits, by_query, by_key, now.value, then.value, gradient)
             for total, members in wanted:
                 summed = by_spans(scores, members.to(scores.device))
                 total.add_crossing(layer, summed.unflatten(1, (-1, step)).sum(2) * share)

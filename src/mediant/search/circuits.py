@@ -157,6 +157,8 @@ class _Growth:
             return self._into_port(span, index)
         if kind == "final":
             return self._into(span, graph.n_targets - 1)
+        if index == 0:
+            return np.zeros(0), np.zeros((0, 5), dtype=np.int64), []
         layer, place = divmod(index - 1, graph.n_heads + 1)
         if place == graph.n_heads:
             return self._into(span, graph.first_target(layer) + 3 * graph.n_heads)
