@@ -176,8 +176,9 @@ class Observing(Passage):
         logits = score(query, key)
         mixed = logits.softmax(-1).to(value.dtype) @ value
         if self.with_attention:
-            seen = [each.detach() for each in (query, key, value, logits, mixed)]
-            self.attention.append(AttentionRecord(*seen, score))
+            self.attention.append(
+                AttentionRecord(query.detach(), key.detach(), value.detach(), logits.detach(), mixed.detach(), score)
+            )
         return mixed
 
     def at_heads(self, layer: int, mixed: Tensor, projected: Tensor) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +68,14 @@ def _resamples(n: int, clusters: tuple[str, ...] | None, draws: int, seed: int) 
 def coin_flip_p(successes: int, n: int) -> float:
     """Chance that a fair coin gives at least this many successes in `n` throws (one-sided exact binomial test)."""
     return float(sum(comb(n, k) for k in range(successes, n + 1)) / 2**n)
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927), good for shares near 0 and 1 and for few items too."""
+    z, share = NormalDist().inv_cdf(0.975), successes / n
+    middle, half = share + z**2 / (2 * n), z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    return max(0.0, low), min(1.0, high)
 
 
 def estimate(values: npt.ArrayLike, *, clusters: Sequence[str] | None = None, seed: int = 0, draws: int = DRAWS) -> Estimate:

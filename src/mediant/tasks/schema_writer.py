@@ -32,7 +32,7 @@ class WrittenSchema:
     Attributes:
         descriptions: span name -> what the model says belongs there.
         table: spans of the prompts whose application passed; None when no schema came about.
-        valid: share of all prompts that passed.
+        valid: share of all `asked` prompts that passed; 0 where no schema passed its trial.
         rounds, replies: how often it started over, and how many replies it took.
         errors: what was wrong with replies, most recent last.
     """
@@ -40,6 +40,7 @@ class WrittenSchema:
     descriptions: Mapping[str, str]
     table: SpanTable | None
     valid: float
+    asked: int
     rounds: int
     replies: int
     errors: Sequence[str] = field(default_factory=list)
@@ -77,13 +78,11 @@ def write_schema(
         found = writer.propose()
         if not found:
             continue
-        trial = writer.sample()
-        applied = [writer.apply(name, list(found), allow_empty=allow_empty) for name in trial]
-        if sum(row is None for row in applied) <= TRIAL_FAILURES * len(trial):
+        if writer.passes_trial(list(found), allow_empty=allow_empty):
             rows = {name: row for name in tokens if (row := writer.apply(name, list(found), allow_empty=allow_empty)) is not None}
             table = SpanTable(tuple(found), rows) if rows else None
-            return WrittenSchema(found, table, len(rows) / len(tokens), number + 1, writer.replies, writer.errors)
-    return WrittenSchema(found, None, 0.0, 2 * rounds, writer.replies, writer.errors)
+            return WrittenSchema(found, table, len(rows) / len(tokens), len(tokens), number + 1, writer.replies, writer.errors)
+    return WrittenSchema(found, None, 0.0, len(tokens), 2 * rounds, writer.replies, writer.errors)
 
 
 class _Writer:
@@ -105,6 +104,16 @@ class _Writer:
         if len(proposals) < 2:
             return proposals[0] if proposals else {}
         return self._schema(_unification(self._shown(names), proposals)) or proposals[0]
+
+    def passes_trial(self, spans: list[str], *, allow_empty: bool) -> bool:
+        """Whether a sample of prompts can be divided so; given up as soon as too many failed."""
+        trial = self.sample()
+        failures = 0
+        for name in trial:
+            failures += self.apply(name, spans, allow_empty=allow_empty) is None
+            if failures > TRIAL_FAILURES * len(trial):
+                return False
+        return True
 
     def apply(self, name: str, spans: list[str], *, allow_empty: bool) -> tuple[int, ...] | None:
         """Span number of each token of one prompt; None when no try passed."""

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mediant.studies.config import StudyConfig
 
@@ -15,6 +15,17 @@ class Config(StudyConfig):
 
     task: str = Field("ioi", description="A generated task by name, or a .jsonl file of your own pairs with named spans.")
     also: str | None = Field(None, description="A second generated task to run beside it; left out where `task` is a file.")
+    spans: Literal["named", "saliency", "llm"] = Field(
+        "named", description="Spans: those the prompts name, cut by saliency, or written by a language model (then an endpoint)."
+    )
+    endpoint: str | None = Field(
+        None, description="For spans = llm: an OpenAI-compatible server, such as http://localhost:8000/v1."
+    )
+    endpoint_model: str = Field("default", description="The model to ask there.")
+    endpoint_key: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key; never the key itself.")
+    schema_marks: bool = Field(True, description="Tell the language model which tokens are salient.")
+    schema_rounds: int = Field(5, ge=1, description="Rounds without empty spans, and as many with them (5 and 5 in the paper).")
+    schema_tokens: int = Field(1000, ge=16, description="Longest reply, in tokens (1000 in the paper).")
     metric: str | None = Field(None, description="Metric by name or file.py:function; default: the task's own.")
     n: int = Field(200, ge=8, description="Pairs on which circuits are run (500 in the paper).")
     n_discovery: int = Field(
@@ -27,3 +38,11 @@ class Config(StudyConfig):
     bootstrap: int = Field(8, ge=2, description="Resamples of the discovery pairs behind stability.")
     n_positions: int = Field(24, ge=6, description="Discovery pairs behind the table of cancellation and over-estimation.")
     batch_size: int = Field(20, ge=1, description="Pairs run together; one random circuit is drawn per batch.")
+
+    @model_validator(mode="after")
+    def _endpoint_for_llm(self) -> "Config":
+        if (self.spans == "llm") != (self.endpoint is not None):
+            raise ValueError(
+                "spans = llm and endpoint go together: give both, such as --spans llm --endpoint http://localhost:8000/v1"
+            )
+        return self

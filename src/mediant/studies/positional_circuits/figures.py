@@ -41,9 +41,10 @@ def page(result: Result, found: Findings, subject: Subject) -> Page:
 
 
 def _task(found: TaskFindings, subject: Subject) -> list[Section]:
+    said = f"{found.verdict} {found.spans.note}"
     return [
-        Section(f"{found.data.name}: does it need positions?", found.verdict, strips=_strips(found, subject)),
-        _curves(found), _circuit(found), _spans(found), _effects(found), _chosen(found),
+        Section(f"{found.data.name}: does it need positions?", said, strips=_strips(found, subject)),
+        _curves(found), _circuit(found), _spans(found), _effects(found), _chosen(found), *_written(found),
     ]  # fmt: skip
 
 
@@ -118,6 +119,21 @@ def _effects(found: TaskFindings) -> Section:
         "three parts of the pairs, each a third of the data."
     )
     return Section(f"{found.data.name}: what is lost without positions", text, table=Table(header, rows))
+
+
+def _written(found: TaskFindings) -> list[Section]:
+    """What a language model made of the schema, when one was asked."""
+    written = found.spans.written
+    if written is None:
+        return []
+    rows = [[name, about] for name, about in written.descriptions.items()] + [["(refused)", error] for error in written.errors]
+    text = (
+        f"{written.replies} replies in {written.rounds} rounds; {written.valid:.0%} of {written.asked} prompts were divided "
+        "correctly. Below: its last schema, span by span, and the latest faults its replies were sent back for."
+    )
+    return [
+        Section(f"{found.data.name}: the schema a language model wrote", text, table=Table(["span", "what"], rows), folded=True)
+    ]
 
 
 def _chosen(found: TaskFindings) -> Section:

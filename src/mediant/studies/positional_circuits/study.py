@@ -16,10 +16,11 @@ from mediant.runs.engine import LocalEngine, WorkItem
 from mediant.runs.folder import Json, RunFolder
 from mediant.search.attribution import Accumulator, accumulate
 from mediant.search.position_effects import PositionEffect, position_effects
-from mediant.studies.positional_circuits import method
+from mediant.studies.positional_circuits import method, spans
 from mediant.studies.positional_circuits import task as data_of
 from mediant.studies.positional_circuits.config import NAME, Config
 from mediant.studies.positional_circuits.measures import Measuring, verdict
+from mediant.studies.positional_circuits.spans import Spans
 from mediant.studies.provenance import provenance
 from mediant.subject import Subject
 from mediant.tasks.encode import encode
@@ -38,6 +39,7 @@ class TaskFindings:
     """What one task gave, beyond its measures."""
 
     data: data_of.Data
+    spans: Spans
     measures: dict[str, Measure]
     curves: dict[str, method.Curve]
     records: list[Json]
@@ -54,7 +56,7 @@ class Findings:
     tasks: list[TaskFindings]
 
 
-def prepare(config: Config, subject: Subject) -> list[data_of.Data]:
+def prepare(config: Config, subject: Subject) -> list[data_of.Items]:
     """Everything that can be refused before work begins.
 
     Raises:
@@ -66,18 +68,20 @@ def prepare(config: Config, subject: Subject) -> list[data_of.Data]:
         metric(data.metric)
         for pairs in (data.discovery, data.evaluation):
             encode(subject, pairs)
+        if config.spans == "named":
+            spans.find(config, subject, data)
     return found
 
 
 def run(
-    config: Config, subject: Subject, data: list[data_of.Data], folder: RunFolder, engine: LocalEngine
+    config: Config, subject: Subject, data: list[data_of.Items], folder: RunFolder, engine: LocalEngine
 ) -> tuple[Result, Findings]:
     """The whole study; every finished work item is in `folder`, so a killed run goes on where it stopped.
 
     Raises:
         TaskNotDone: the subject prefers the answers no more often than chance.
     """
-    found = [_TaskRun(config, subject, one, folder, engine).run() for one in data]
+    found = [_task_run(config, subject, one, folder, engine).run() for one in data]
     measures = dict(found[0].measures)
     for other in found[1:]:
         measures |= {f"{other.data.name}/{name}": m for name, m in other.measures.items()}
@@ -86,11 +90,24 @@ def run(
         study=NAME,
         preset=folder.manifest.preset,
         measures=measures,
-        limits=[*LIMITS, *([subject.family.coupled] if subject.family.coupled else []), *(f.verdict for f in found)],
+        limits=[
+            *LIMITS,
+            *([subject.family.coupled] if subject.family.coupled else []),
+            *(f"{f.data.name}: {f.spans.note}" for f in found if f.spans.by != "named" or f.spans.written is not None),
+            *(f.verdict for f in found),
+        ],
         provenance=provenance(folder.manifest, subject)
         | {"tasks": [f.data.name for f in found], "spans": {f.data.name: list(f.data.table.names) for f in found}},
     )
     return result, Findings(found)
+
+
+def _task_run(config: Config, subject: Subject, items: data_of.Items, folder: RunFolder, engine: LocalEngine) -> "_TaskRun":
+    """One task under its schema, which is looked for once and kept in the folder."""
+    item = WorkItem(f"{items.name}/spans", lambda: spans.find(config, subject, items).to_json())
+    found = Spans.from_json(LocalEngine(show_progress=False).map(folder, [item], title="")[0])
+    data = data_of.Data.of(spans.divided(items, found), found.table, config.seed)
+    return _TaskRun(config, subject, data, found, folder, engine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +115,7 @@ class _TaskRun:
     config: Config
     subject: Subject
     data: data_of.Data
+    spans: Spans
     folder: RunFolder
     engine: LocalEngine
 
@@ -115,7 +133,9 @@ class _TaskRun:
         grown = orders["positional"]
         drawn = [grown.circuit(k) for k in (25, 50, 100, 200, 400) if k <= len(grown)]
         said = verdict(self.data.name, measures)
-        return TaskFindings(self.data, measures, curves, records, effects, scores, drawn, said)
+        if self.spans.valid is not None:
+            measures["schema_valid"] = self.spans.valid
+        return TaskFindings(self.data, self.spans, measures, curves, records, effects, scores, drawn, said)
 
     def attribute(self) -> tuple[EdgeScores, EdgeScores]:
         """Scores of all edges by true and by shuffled spans; kept in the run folder, because the rest rests on them."""

@@ -9,19 +9,17 @@ from mediant.core.pair import Pair, Task
 from mediant.studies.positional_circuits.config import Config
 from mediant.subject import Subject
 from mediant.tasks import catalogue, ioi, pairs
-from mediant.tasks.schema import SpanTable, from_task_spans
+from mediant.tasks.schema import SpanTable
 
 FEWEST = 18
 
 
 @dataclass(frozen=True)
-class Data:
-    """One task.
+class Items:
+    """One task's pairs.
 
     Attributes:
         discovery, evaluation: disjoint sets of pairs.
-        table: the spans of all of them.
-        shuffled: a control, the same cuts with the spans' names dealt out anew in every prompt.
     """
 
     name: str
@@ -29,21 +27,36 @@ class Data:
     metric: str
     discovery: tuple[Pair, ...]
     evaluation: tuple[Pair, ...]
+
+
+@dataclass(frozen=True)
+class Data(Items):
+    """One task's pairs and their spans.
+
+    Attributes:
+        table: the spans of all of them.
+        shuffled: a control, the same cuts with the spans' names dealt out anew in every prompt.
+    """
+
     table: SpanTable
     shuffled: SpanTable
 
+    @classmethod
+    def of(cls, items: Items, table: SpanTable, seed: int) -> "Data":
+        """Pairs under a schema."""
+        return cls(items.name, items.description, items.metric, items.discovery, items.evaluation, table, table.shuffled(seed))
 
-def load(config: Config, subject: Subject) -> list[Data]:
+
+def load(config: Config, subject: Subject) -> list[Items]:
     """The task, and the second one where there is one.
 
     Raises:
         UnknownName, TaskError: no such task, or a file that cannot be used.
-        SpanError: prompts without common spans, or with spans in another order; they are named.
     """
     if config.task.endswith((".jsonl", ".json")) or "/" in config.task:
-        return [_split(config, _from_file(config), subject)]
+        return [_split(config, _from_file(config))]
     names = [config.task, *([config.also] if config.also and config.also != config.task else [])]
-    return [_split(config, _generated(config, name, subject), subject) for name in names]
+    return [_split(config, _generated(config, name, subject)) for name in names]
 
 
 def _generated(config: Config, name: str, subject: Subject) -> Task:
@@ -67,16 +80,13 @@ def _from_file(config: Config) -> Task:
     return task
 
 
-def _split(config: Config, task: Task, subject: Subject) -> Data:
+def _split(config: Config, task: Task) -> Items:
     mixed = list(task.pairs)
     Random(config.seed).shuffle(mixed)
     n_discovery = min(config.n_discovery, max(len(mixed) - config.n, len(mixed) // 3))
     used = mixed[: n_discovery + config.n]
-    table = from_task_spans(subject, used)
-    return Data(
-        task.name, task.description, config.metric or task.metric, _alike(used[:n_discovery]), _alike(used[n_discovery:]),
-        table, table.shuffled(config.seed),
-    )  # fmt: skip
+    metric = config.metric or task.metric
+    return Items(task.name, task.description, metric, _alike(used[:n_discovery]), _alike(used[n_discovery:]))
 
 
 def _alike(items: Sequence[Pair]) -> tuple[Pair, ...]:
