@@ -37,6 +37,11 @@ class Config(StudyConfig):
     n_sizes: int = Field(7, ge=4, description="Circuit sizes on each curve, evenly spaced on the log axis.")
     bootstrap: int = Field(8, ge=2, description="Resamples of the discovery pairs behind stability.")
     n_positions: int = Field(24, ge=6, description="Discovery pairs behind the table of cancellation and over-estimation.")
+    n_parts: int = Field(40, ge=1, description="Evaluation pairs on which nodes are taken out, for completeness and minimality.")
+    knockouts: int = Field(
+        8, ge=1, description="Random sets of a tenth of the circuit's nodes that are taken out of it and the model."
+    )
+    n_nodes: int = Field(20, ge=2, description="Nodes of the circuit that are taken out one by one.")
     batch_size: int = Field(20, ge=1, description="Pairs run together; one random circuit is drawn per batch.")
 
     @model_validator(mode="after")

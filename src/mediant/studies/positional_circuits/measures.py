@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from mediant.core.result import Measure
+from mediant.measures.completeness import incompleteness, needed
 from mediant.measures.effects import cluster_labels
 from mediant.measures.faithfulness import PROPORTIONS, cmd, cpr, has_room, normalised, size_at
 from mediant.measures.intervals import Array, Estimate, estimate, resamples
 from mediant.studies.positional_circuits.config import Config
-from mediant.studies.positional_circuits.method import Curve, flat, joined
+from mediant.studies.positional_circuits.method import Curve, flat, joined, spread
 from mediant.studies.positional_circuits.task import Data
 
 DRAWS = 1000
@@ -35,6 +36,11 @@ DEFINITIONS = {
     "cmd_log": "CMD over the logarithm of the share, divided by its length.",
     "cpr_random": "CPR of circuits grown from random scores, a new draw per batch of pairs ({draws} draws).",
     "cmd_random": "CMD of circuits grown from random scores, a new draw per batch of pairs ({draws} draws).",
+    "incompleteness_at_0.8": "Mean |difference| of {metric} between the positional circuit (first size with hard >= {t:g}) "
+    "and the whole model, both without the same random tenth of its nodes, over what the model does; 0 is complete.",
+    "incompleteness_empty": "The same for the empty circuit.",
+    "needed_nodes_at_0.8": "Share of sampled nodes of that circuit without which its {metric} changes by at least 1 % of what "
+    "the model does.",
     "stability_jaccard_at_0.8": "Mean Jaccard overlap of the positional circuits of two resamples of the discovery pairs, at the "
     "size where hard faithfulness reaches {t:g}.",
 }
@@ -43,6 +49,7 @@ CONTROLS = {
     "edge_ratio_at_0.8": "edge_ratio_shuffled_spans",
     "cpr": "cpr_random",
     "cmd": "cmd_random",
+    "incompleteness_at_0.8": "incompleteness_empty",
 }
 Statistic = Callable[[Array], float]
 
@@ -55,7 +62,8 @@ class Measuring:
     data: Data
     records: Sequence[dict[str, object]]
     curves: dict[str, Curve]
-    overlaps: Sequence[float]
+    overlaps: Sequence[float] = ()
+    parts: Sequence[dict[str, object]] = ()
 
     def all(self) -> dict[str, Measure]:
         """Every measure of the task."""
@@ -69,7 +77,8 @@ class Measuring:
         if not has_room(self.full, self.empty):
             reason = "whole model and empty circuit differ by less than 0.2 of the difference's own spread: no verdict"
             return measures | {name: self._measure(name, None, reason) for name in DEFINITIONS if name not in measures}
-        return measures | self._sizes() | self._at_threshold() | self._areas() | {"stability_jaccard_at_0.8": self._stability()}
+        stable = {"stability_jaccard_at_0.8": self._stability()}
+        return measures | self._sizes() | self._at_threshold() | self._areas() | stable | self._parts()
 
     @property
     def full(self) -> Array:
@@ -151,6 +160,23 @@ class Measuring:
         metric, full, empty = joined(self.records, kind, "metric"), self.full[items], self.empty[items]
         return [normalised(row[items], full, empty) for row in metric]
 
+    def _parts(self) -> dict[str, Measure]:
+        names = ("incompleteness_at_0.8", "incompleteness_empty", "needed_nodes_at_0.8")
+        place = self.first_at_threshold()
+        if place is None or not self.parts:
+            return {name: self._measure(name, None, "no measured circuit reaches the threshold") for name in names}
+        without, model, single = (
+            np.concatenate([np.asarray(part[name]) for part in self.parts], axis=1) for name in ("circuit", "model", "single")
+        )
+        at = spread(len(self.full), self.config.n_parts)
+        full, empty, alone = self.full[at], self.empty[at], joined(self.records, "positional", "metric")[place, at]
+        asked: tuple[Statistic, ...] = (
+            lambda i: incompleteness(without[:, i], model[:, i], full[i], empty[i]),
+            lambda i: incompleteness(np.broadcast_to(empty[i], model[:, i].shape), model[:, i], full[i], empty[i]),
+            lambda i: needed(single[:, i], alone[i], full[i], empty[i]),
+        )
+        return {name: self._measure(name, self._resampled(one, at)) for name, one in zip(names, asked, strict=True)}
+
     def _stability(self) -> Measure:
         values = np.asarray(self.overlaps)
         if not len(values):
@@ -162,13 +188,14 @@ class Measuring:
             reason="the interval is of the overlaps of pairs of circuits",
         )  # fmt: skip
 
-    def _resampled(self, statistic: Statistic) -> Estimate | None:
-        """The statistic over all pairs, and its percentile interval over resamples of the pairs."""
-        n = len(self.full)
+    def _resampled(self, statistic: Statistic, at: Sequence[int] | None = None) -> Estimate | None:
+        """The statistic over all pairs, or some, and its percentile interval over resamples of them."""
+        at = range(len(self.full)) if at is None else at
+        n, clusters = len(at), self.clusters and [self.clusters[i] for i in at]
         value = statistic(np.arange(n))  # type: ignore[arg-type]
         if not np.isfinite(value):
             return None
-        drawn = [statistic(i) for i in resamples(n, self.clusters, draws=DRAWS, seed=self.config.seed)]  # type: ignore[arg-type]
+        drawn = [statistic(i) for i in resamples(n, clusters, draws=DRAWS, seed=self.config.seed)]  # type: ignore[arg-type]
         finite = [x for x in drawn if np.isfinite(x)]
         low, high = np.percentile(finite, [2.5, 97.5])
         return Estimate(value, (float(low), float(high)), n)

@@ -13,6 +13,7 @@ import numpy as np
 from mediant.core.circuit import Circuit, SpanSizes
 from mediant.core.edge_scores import EdgeScores
 from mediant.core.pair import Pair
+from mediant.measures.completeness import completeness, minimality
 from mediant.measures.faithfulness import PROPORTIONS, CircuitBench, CircuitOutcome, mean_sizes, span_sizes
 from mediant.measures.intervals import Array
 from mediant.search.circuits import EdgeOrder, greedy
@@ -150,6 +151,19 @@ def _outcome(bench: CircuitBench, circuit: Circuit) -> CircuitOutcome:
     if not circuit.within.any():
         return CircuitOutcome(bench.empty, bench.empty_agrees)
     return bench.run(circuit)
+
+
+def spread(n: int, wanted: int) -> list[int]:
+    """At most `wanted` of `n` items, evenly spread over the wordings, which stand next to each other."""
+    return [int(i) for i in np.unique(np.linspace(0, n - 1, min(wanted, n)).round())]
+
+
+def take_out(subject: Subject, pairs: Sequence[Pair], data: Data, circuit: Circuit, config: Config) -> dict[str, object]:
+    """Run a circuit, and the model, on one batch without some of its nodes; which ones depends on the seed alone."""
+    bench = CircuitBench(subject, pairs, by=data.metric, order=data.table.order)
+    found = completeness(bench, circuit, draws=config.knockouts, seed=config.seed)
+    single = minimality(bench, circuit, n_nodes=config.n_nodes, seed=config.seed)
+    return {"circuit": found.circuit.tolist(), "model": found.model.tolist(), "single": single.tolist()}
 
 
 def stability(scores: EdgeScores, n: int, data: Data) -> list[float]:

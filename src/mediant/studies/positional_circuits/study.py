@@ -127,9 +127,10 @@ class _TaskRun:
         orders = method.orders(scores, shuffled, self.data)
         curves = method.curves(orders, self.data, self.config)
         records = self.evaluate(scores, curves)
-        n = Measuring(self.config, self.data, records, curves, []).asked_at_threshold()
+        so_far = Measuring(self.config, self.data, records, curves)
+        n, parts = so_far.asked_at_threshold(), self.take_out(curves, so_far.first_at_threshold())
         stable = self._once("stability", lambda: {"jaccard": [] if n is None else method.stability(scores, n, self.data)})
-        measures = Measuring(self.config, self.data, records, curves, stable["jaccard"]).all()
+        measures = Measuring(self.config, self.data, records, curves, stable["jaccard"], parts).all()
         grown = orders["positional"]
         drawn = [grown.circuit(k) for k in (25, 50, 100, 200, 400) if k <= len(grown)]
         said = verdict(self.data.name, measures)
@@ -172,6 +173,20 @@ class _TaskRun:
 
             items.append(WorkItem(f"{self.data.name}/run/{i:05d}", compute))
         return self.engine.map(self.folder, items, title=f"{self.data.name}: running circuits")
+
+    def take_out(self, curves: dict[str, method.Curve], place: int | None) -> list[Json]:
+        """Run the first circuit that reaches the threshold without some of its nodes."""
+        if place is None:
+            return []
+        circuit, size, items = curves["positional"].circuits[place], self.config.batch_size, []
+        pairs = [self.data.evaluation[i] for i in method.spread(len(self.data.evaluation), self.config.n_parts)]
+        for i in range(0, len(pairs), size):
+
+            def compute(i: int = i) -> Json:
+                return method.take_out(self.subject, pairs[i : i + size], self.data, circuit, self.config)
+
+            items.append(WorkItem(f"{self.data.name}/without/{i:05d}", compute))
+        return self.engine.map(self.folder, items, title=f"{self.data.name}: taking nodes out")
 
     def _effects(self) -> Sequence[PositionEffect]:
         return position_effects(self.subject, self.data.discovery[: self.config.n_positions], by=self.data.metric)
