@@ -46,7 +46,10 @@ def refused(mediant: Mediant, arguments: Arguments, tmp_path: Path) -> Refused:
 NAMES = [
     ({"model": "smollm2-135"}, ["unknown model 'smollm2-135'", "did you mean 'smollm2-135m'?", "OWNER/NAME"]),
     ({"task": "agrement"}, ["unknown task 'agrement'", "did you mean 'agreement'"]),
-    ({"task": "zzzz"}, ["unknown task 'zzzz'", "valid names: agreement, arithmetic, colours, greater-than, ioi, pronouns"]),
+    (
+        {"task": "zzzz"},
+        ["unknown task 'zzzz'", "valid names: agreement, arithmetic, colours, docstring, greater-than, induction, ioi, pronouns"],
+    ),
     ({"metric": "logit_dif"}, ["unknown metric 'logit_dif'", "did you mean 'logit_diff'", "file.py:function"]),
     ({"metric": "nowhere.py:margin"}, ["metric module 'nowhere.py'", "not a file"]),
     ({"metric": "math:sqroot"}, ["unknown function 'sqroot'", "'sqrt'", "in math"]),

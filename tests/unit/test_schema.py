@@ -98,3 +98,8 @@ def test_a_table_of_another_tokenizer_or_another_pair_is_refused():
         SpanTable(("a",), {"p0": (0, 0)}).order(encode(subject(), [SHORT]))
     with pytest.raises(SpanError, match="span numbers must be 0 to 0"):
         SpanTable(("a",), {"p0": (0, 1)})
+
+
+def test_a_span_called_first_does_not_hide_the_first_token():
+    short = pair(2, "the keys near the door", "the key near the door", first="keys", place="door")
+    assert from_task_spans(subject(), [short]).names == ("first token", "first", "first..place", "place")

@@ -12,7 +12,7 @@ from mediant.tasks.catalogue import DESCRIPTIONS, TASKS, generator
 
 
 def test_the_tasks_are_listed_with_descriptions() -> None:
-    assert list(TASKS) == ["ioi", "pronouns", "agreement", "arithmetic", "colours", "greater-than"]
+    assert list(TASKS) == ["ioi", "pronouns", "agreement", "arithmetic", "colours", "greater-than", "docstring", "induction"]
     assert list(DESCRIPTIONS) == list(TASKS)
     assert all(DESCRIPTIONS.values())
 

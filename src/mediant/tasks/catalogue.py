@@ -18,6 +18,8 @@ TASKS: dict[str, str] = {
     "arithmetic": "mediant.tasks.arithmetic",
     "colours": "mediant.tasks.colours",
     "greater-than": "mediant.tasks.greater_than",
+    "docstring": "mediant.tasks.docstring",
+    "induction": "mediant.tasks.induction",
 }
 """Name -> module with `generate`."""
 DESCRIPTIONS: dict[str, str] = {
@@ -27,6 +29,8 @@ DESCRIPTIONS: dict[str, str] = {
     "arithmetic": "single-digit sums and differences",
     "colours": "multiple choice: which letter stands before the right colour",
     "greater-than": "years after a start: all later numbers before all earlier ones",
+    "docstring": "which argument the next line of a docstring names",
+    "induction": "a word comes again, and so does the word after it",
 }
 
 

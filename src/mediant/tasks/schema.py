@@ -177,7 +177,7 @@ def _in_order(places: Sequence[tuple[int, ...]]) -> bool:
 
 def _with_gaps(names: Sequence[str]) -> list[str]:
     """Labels of: first, before, name 0, between 0 and 1, name 1, ..., after."""
-    labels = ["first", f"..{names[0]}"]
+    labels = ["first token" if "first" in names else "first", f"..{names[0]}"]
     for name, following in zip(names, [*names[1:], None], strict=True):
         labels += [name, f"{name}..{following}" if following is not None else f"{name}.."]
     return labels
