@@ -85,8 +85,9 @@ def study(place: Path, rounds: int, kills: int, command: list[str]) -> dict[str,
 
     from mediant.cli import main
     from mediant.studies.activation_patching import figures
+    from mediant.studies.positional_circuits import figures as circuits
 
-    del jinja2, plotly, rich, transformers, figures  # imported for the workers
+    del jinja2, plotly, rich, transformers, figures, circuits  # imported for the workers
     torch.set_num_threads(1)
 
     def worker(out: Path) -> int:

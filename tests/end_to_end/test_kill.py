@@ -49,6 +49,19 @@ def test_a_killed_run_goes_on_to_the_same_bytes_and_stores_no_key_twice(killed: 
     assert [faults(end) for end in killed["rounds"]] == [{}] * ROUNDS
 
 
+def test_circuits_killed_while_they_are_scored_or_run_end_in_the_same_bytes(
+    agreement: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    small = ["--preset", "smoke", "--n", "24", "--n-discovery", "12", "--device", "cpu", "--model", agreement, "--task", pairs]
+    command = ["run", "positional-circuits", *map(str, small)]
+    found = script("study", tmp_path_factory.mktemp("kills") / "circuits", 2, 5, *command)
+    deaths = [death for end in found["rounds"] for death in end["deaths"]]
+    assert sum(death["status"] == -signal.SIGKILL and death["unfinished"] for death in deaths) >= 7
+    assert len({death["stored"] for death in deaths}) >= 4
+    assert [faults(end) for end in found["rounds"]] == [{}] * 2
+    assert [end["left"] for end in found["rounds"]] == [0, 0]
+
+
 @pytest.fixture(scope="module")
 def points(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """One death for every line of the code that keeps a run."""

@@ -10,6 +10,7 @@ from mediant.core.errors import SpanError, TaskError, UnknownName
 from mediant.interventions.gates import Gates, run_gated
 from mediant.interventions.nodes import TokenOrder, observe
 from mediant.interventions.ports import graph_of
+from mediant.measures.ablation import Ablation
 from mediant.measures.metrics import METRICS, Outcome
 from mediant.search import attribution
 from mediant.search.attribution import Accumulator, accumulate, eap
@@ -221,7 +222,11 @@ def test_what_cannot_be_attributed_is_refused():
     with pytest.raises(UnknownName, match="did you mean 'ig-inputs'"):
         eap(lm, builders.pairs(), method="ig-input")
     with pytest.raises(UnknownName, match="ablation"):
-        eap(lm, builders.pairs(), ablation="mean")
+        Ablation("means")
+    with pytest.raises(TaskError, match="needs references"):
+        Ablation("mean")
+    with pytest.raises(TaskError, match="with zero ablation take 'eap' or 'ig-inputs'"):
+        eap(lm, builders.pairs(), ablation=Ablation("zero"), method="clean-corrupted")
     with pytest.raises(TaskError, match="no pairs"):
         eap(lm, [])
     with pytest.raises(SpanError, match="token 9 of prompt 0 is in no span"):

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -270,3 +272,46 @@ def test_progress_goes_to_standard_error_and_only_when_it_is_wanted(folder: RunF
     LocalEngine(show_progress=True).map(folder, [WorkItem("b", dict)], title="reading")
     shown = capsys.readouterr()
     assert (shown.out, "reading" in shown.err, "100%" in shown.err) == ("", True, True)
+
+
+def test_workers_side_by_side_store_in_the_items_order(folder: RunFolder):
+    second_done = threading.Event()
+
+    def first() -> dict:
+        assert second_done.wait(20)  # ends only once the other worker has done the second
+        return {"value": 1}
+
+    def second() -> dict:
+        second_done.set()
+        return {"value": 2}
+
+    folder.append("c", {"value": "kept"})
+    items = [WorkItem("a", first), WorkItem("b", second), WorkItem("c", lambda: pytest.fail("computed again"))]
+    found = LocalEngine(show_progress=False).map(folder, items, title="", workers=2)
+    assert [record["value"] for record in found] == [1, 2, "kept"]
+    assert [record["key"] for record in stored(folder)] == ["c", "a", "b"]
+
+
+def test_a_failure_ends_the_other_workers_and_keeps_what_was_done(folder: RunFolder):
+    engine, failed, begun = LocalEngine(show_progress=False), threading.Event(), []
+
+    def fails() -> dict:
+        failed.set()
+        raise RuntimeError("no memory")
+
+    def long() -> dict:
+        assert failed.wait(20)
+        for _ in range(2000):
+            time.sleep(0.01)
+            engine.pause()
+        return {}
+
+    items = [WorkItem("a", dict), WorkItem("b", fails), WorkItem("c", long)]
+    items += [WorkItem(f"d{i}", lambda i=i: begun.append(i) or {}) for i in range(50)]
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="no memory"):
+        engine.map(folder, items, title="", workers=2)
+    assert time.monotonic() - start < 15
+    assert [record["key"] for record in stored(folder)] == ["a"]
+    with pytest.raises(RunError, match="stopped"):
+        engine.pause()

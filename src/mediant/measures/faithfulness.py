@@ -1,4 +1,4 @@
-"""Does a circuit do what the model does? Every edge outside it takes the counterfactual run's value.
+"""Does a circuit do what the model does? Every edge outside it takes the counterfactual run's value, or another ablation's.
 
     bench = CircuitBench(lm, pairs, spans=schema)
     found = bench.run(circuit)                       # one forward: metric and agreement per pair
@@ -28,7 +28,8 @@ from mediant.core.pair import Pair
 from mediant.core.span import Span
 from mediant.interventions.execute import run
 from mediant.interventions.gates import Gates, run_gated
-from mediant.interventions.nodes import TokenOrder, observe
+from mediant.interventions.nodes import TokenOrder
+from mediant.measures.ablation import COUNTERFACTUAL, Ablation, ablated_run
 from mediant.measures.intervals import Array
 from mediant.measures.metrics import Metric, Outcome, metric
 from mediant.subject import Subject
@@ -49,7 +50,7 @@ class CircuitBench:
     """A batch of pairs on which circuits are run, each in a single forward.
 
     Attributes:
-        full, empty: metric of the whole model, and of the counterfactual run with the clean answers.
+        full, empty: metric of the whole model, and of the ablated run (by default the counterfactual's) with the clean answers.
         tokens: which tokens belong to which span.
     """
 
@@ -61,15 +62,16 @@ class CircuitBench:
         spans: Sequence[Span | str] | None = None,
         by: str | Metric = "logit_diff",
         order: Callable[[PairBatch], TokenOrder] | None = None,
+        ablation: Ablation = COUNTERFACTUAL,
     ) -> None:
+        self.ablation = ablation
         self.subject, self.pairs, self.metric = subject, encode(subject, pairs), metric(by)
         self.tokens = order(self.pairs) if order is not None else TokenOrder.of(self.pairs.base, spans)
         with torch.no_grad():
             clean = Outcome(self.pairs, run(subject, self.pairs.base, keep=self.pairs.keep).logits)
         with_attention = spans is not None or order is not None
-        # Before the first different token both runs are equal, whatever the gates.
-        self._different = self.tokens.after(self.pairs.first_difference)
-        self.ablated = observe(subject, self.pairs.source, self._different, keep=self.pairs.keep, with_attention=with_attention)
+        self._different = self._where_different()
+        self.ablated = ablated_run(subject, self.pairs, self._different, ablation, with_attention=with_attention)
         self.full, self.best = self._measured(clean), clean.logits.argmax(-1)
         nothing = Outcome(self.pairs, self.ablated.logits)
         self.empty, self.empty_agrees = self._measured(nothing), (nothing.logits.argmax(-1) == self.best).double().cpu().numpy()
@@ -89,9 +91,13 @@ class CircuitBench:
         """The same pairs and the same two runs, for circuits of another schema; without one, for all tokens alike."""
         twin = copy(self)
         twin.tokens = order(self.pairs) if order is not None else TokenOrder.of(self.pairs.base)
-        twin._different = twin.tokens.after(self.pairs.first_difference)
+        twin._different = twin._where_different()
         twin.ablated = self.ablated.reordered(self._different, twin._different)
         return twin
+
+    def _where_different(self) -> TokenOrder:
+        # Before the first different token a pair's two runs are equal, whatever the gates.
+        return self.tokens.after(self.pairs.first_difference) if self.ablation.pairwise else self.tokens
 
     def sizes(self) -> list[SpanSizes]:
         """Tokens per span, and pairs of tokens per pair of spans, of every row."""

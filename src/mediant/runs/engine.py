@@ -1,12 +1,15 @@
-"""Engines map work items to finished records. The local one does them in order, here, with a progress bar.
+"""Engines map work items to finished records. The local one does them here, in order or a few side by side, with a progress bar.
 
 An item is a key and a function; a key that the folder already holds is not computed again.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from mediant.core.errors import RunError
 from mediant.runs.folder import Json, RunFolder
 
 T = TypeVar("T")
@@ -21,14 +24,41 @@ class WorkItem:
 
 
 class LocalEngine:
-    """Do items one after another in this process."""
+    """Do items in this process; records are stored in the items' order whoever finishes first."""
 
     def __init__(self, *, show_progress: bool = True) -> None:
         self.show_progress = show_progress
+        self._stopped = threading.Event()
 
-    def map(self, folder: RunFolder, items: Sequence[WorkItem], *, title: str) -> list[Json]:
-        """Records of all items, in their order; finished ones come from the folder."""
-        return [folder.done.get(item.key) or folder.append(item.key, item.compute()) for item in self.watched(items, title)]
+    def map(self, folder: RunFolder, items: Sequence[WorkItem], *, title: str, workers: int = 1) -> list[Json]:
+        """Records of all items, in their order; finished ones come from the folder.
+
+        Args:
+            workers: threads that compute; with more than one, items must not share what they change.
+        """
+        if workers == 1:
+            return [folder.done.get(item.key) or folder.append(item.key, item.compute()) for item in self.watched(items, title)]
+        with ThreadPoolExecutor(workers) as pool:
+            begun = {item.key: pool.submit(item.compute) for item in items if item.key not in folder.done}
+            try:
+                return [
+                    folder.done.get(item.key) or folder.append(item.key, begun[item.key].result())
+                    for item in self.watched(items, title)
+                ]
+            except BaseException:
+                # Leaving the pool waits for what is being computed, so that is told to end too.
+                self._stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def pause(self) -> None:
+        """For long items to call now and then: ends them when another item failed or the user interrupted.
+
+        Raises:
+            RunError: the run is over.
+        """
+        if self._stopped.is_set():
+            raise RunError("the run was stopped")
 
     def watched(self, items: Sequence[T], title: str) -> Iterable[T]:
         """Go through `items` with a progress bar on standard error."""

@@ -29,13 +29,13 @@ from mediant.interventions.execute import edit, run
 from mediant.interventions.nodes import Nodes, TokenOrder, observe
 from mediant.interventions.port_gradients import PortGradients, differentiate
 from mediant.interventions.ports import graph_of
+from mediant.measures.ablation import COUNTERFACTUAL, Ablation, ablated_run
 from mediant.measures.metrics import Metric, Outcome, metric
 from mediant.search.crossing import by_spans, crossing_scores
 from mediant.subject import Subject
 from mediant.tasks.encode import PairBatch, encode
 
 METHODS = ("eap", "ig-inputs", "ig-activations", "clean-corrupted")
-ABLATIONS = ("counterfactual", "zero")
 Order = Callable[[PairBatch], TokenOrder]
 BLOCK = 128  # tokens whose edges are held at once
 
@@ -46,7 +46,7 @@ def eap(
     *,
     metric: str | Metric = "logit_diff",
     method: str = "eap",
-    ablation: str = "counterfactual",
+    ablation: Ablation = COUNTERFACTUAL,
     steps: int = 5,
     spans: Sequence[Span | str] | None = None,
     crossing: bool = True,
@@ -67,20 +67,17 @@ def eap(
         order: assigns tokens to spans in another way than by `spans`' own places (for controls).
 
     Raises:
-        UnknownName: no such method, ablation or metric.
+        UnknownName: no such method or metric.
         SpanError: a token in no span, or in two.
         TaskError: no pairs, or pairs that cannot be aligned.
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    if ablation not in ABLATIONS:
-        raise unknown("ablation", ablation, ABLATIONS)
-    if ablation != "counterfactual" and method != "eap":
+    if not ablation.pairwise and method not in ("eap", "ig-inputs"):
         raise TaskError(
-            f"method {method!r} goes from the clean to the counterfactual run; take ablation='counterfactual' or method='eap'"
+            f"method {method!r} goes from the clean to the counterfactual prompt; with {ablation.kind} ablation take 'eap' or "
+            "'ig-inputs'"
         )
-    if ablation == "zero" and spans is not None and crossing:
-        raise TaskError("crossing edges compare two runs' queries and keys; take ablation='counterfactual' or crossing=False")
     if steps < 1:
         raise OutOfRange(f"steps must be at least 1, got {steps}")
     if not pairs:
@@ -93,7 +90,7 @@ def eap(
             order=order or (lambda batch: TokenOrder.of(batch.base, spans)),
         )  # fmt: skip
     name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
-    return total.scores(f"{method}, {ablation} ablation", name)
+    return total.scores(f"{method}, {ablation.kind} ablation", name)
 
 
 def accumulate(
@@ -104,7 +101,7 @@ def accumulate(
     order: Order,
     metric: str | Metric = "logit_diff",
     method: str = "eap",
-    ablation: str = "counterfactual",
+    ablation: Ablation = COUNTERFACTUAL,
     steps: int = 5,
     beside: Sequence[tuple["Accumulator", Order]] = (),
 ) -> None:
@@ -116,7 +113,7 @@ def accumulate(
     batch = encode(subject, pairs)
     sums = [_Sums(to, of(batch)) for to, of in [(total, order), *beside]]
     tokens = sums[0].tokens
-    if ablation == "counterfactual":
+    if ablation.pairwise:
         # Before the first different token there is nothing to attribute.
         tokens = tokens.after(batch.first_difference)
     attribution = _Attribution(subject, batch, tokens, metric, sums, ablation)
@@ -199,7 +196,7 @@ class _Attribution:
     tokens: TokenOrder
     by: str | Metric
     sums: Sequence[_Sums]
-    ablation: str
+    ablation: Ablation
 
     def __post_init__(self) -> None:
         for each in self.sums:
@@ -209,9 +206,7 @@ class _Attribution:
         self.items = rows // self.pairs.rows_per_pair
         self.spans = [each.tokens.span_of[rows, cols] for each in self.sums]
         self.crossing = any(each.total.crossing is not None for each in self.sums)
-        self.other = observe(self.subject, self.pairs.source, self.tokens, keep=self.pairs.keep, with_attention=self.crossing)
-        if self.ablation == "zero":
-            self.other.outputs.zero_()
+        self.other = ablated_run(self.subject, self.pairs, self.tokens, self.ablation, with_attention=self.crossing)
 
     def eap(self, _: int) -> None:
         """Gradient at the clean run."""

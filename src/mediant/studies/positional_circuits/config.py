@@ -32,6 +32,9 @@ class Config(StudyConfig):
         100, ge=6, description="Pairs on which edges are scored; never used to run circuits (500 in the paper)."
     )
     method: Literal["eap", "ig-inputs", "clean-corrupted"] = Field("eap", description="How edges are scored; the paper's is eap.")
+    ablation: Literal["counterfactual", "mean", "zero"] = Field(
+        "counterfactual", description="What cut edges carry: the other prompt's values, the mean over alike prompts, or nothing."
+    )
     steps: int = Field(5, ge=1, description="Steps of integrated gradients, for ig-inputs.")
     threshold: float = Field(0.8, gt=0, le=1, description="Hard faithfulness at which circuits' sizes are compared.")
     n_sizes: int = Field(7, ge=4, description="Circuit sizes on each curve, evenly spaced on the log axis.")

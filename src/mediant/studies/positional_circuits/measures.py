@@ -20,7 +20,7 @@ DEFINITIONS = {
     "accuracy": "Share of pairs whose answer is likelier than the counterfactual answer (chance 0.5).",
     "argmax_accuracy": "Share of pairs whose answer is what greedy decoding gives.",
     "full_metric": "Mean {metric} of the whole model.",
-    "empty_metric": "Mean {metric} of the empty circuit, which is the counterfactual run with the clean answers.",
+    "empty_metric": "Mean {metric} of the empty circuit, which is the ablated run ({ablation}) with the clean answers.",
     "edges_positional_at_0.8": "Concrete edges (between single tokens, mean over pairs) of the positional circuit" + AT + ".",
     "edges_nonpositional_at_0.8": "The same for circuits that hold at all positions alike; all crossing edges stay and count.",
     "edge_ratio_at_0.8": "Non-positional over positional concrete edges; above 1, positions save edges.",
@@ -201,7 +201,9 @@ class Measuring:
         return Estimate(value, (float(low), float(high)), n)
 
     def _definition(self, name: str) -> str:
-        return DEFINITIONS[name].format(metric=self.data.metric, t=self.config.threshold, draws=len(self.records))
+        return DEFINITIONS[name].format(
+            metric=self.data.metric, t=self.config.threshold, ablation=self.config.ablation, draws=len(self.records)
+        )
 
     def _measure(self, name: str, found: Estimate | None, reason: str | None = None) -> Measure:
         definition, control = self._definition(name), CONTROLS.get(name)

@@ -5,7 +5,7 @@ helpfulness alone for CPR), edges by position with the spans' names dealt out an
 do worse), and edges in random order (one drawn per batch).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from mediant.core.circuit import Circuit, SpanSizes
 from mediant.core.edge_scores import EdgeScores
 from mediant.core.pair import Pair
+from mediant.measures.ablation import Ablation
 from mediant.measures.completeness import completeness, minimality
 from mediant.measures.faithfulness import PROPORTIONS, CircuitBench, CircuitOutcome, mean_sizes, span_sizes
 from mediant.measures.intervals import Array
@@ -121,11 +122,22 @@ def _single(data: Data) -> SpanTable:
     return SpanTable(("all",), {name: (0,) * len(row) for name, row in data.table.spans.items()})
 
 
+def ablation_of(config: Config, data: Data) -> Ablation:
+    """What cut edges carry; means are over the discovery pairs' prompts."""
+    return Ablation(config.ablation, data.discovery if config.ablation == "mean" else (), seed=config.seed)
+
+
 def evaluate(
-    subject: Subject, pairs: Sequence[Pair], data: Data, drawn: dict[str, Curve], chance: Sequence[Circuit]
+    subject: Subject,
+    pairs: Sequence[Pair],
+    data: Data,
+    drawn: dict[str, Curve],
+    chance: Sequence[Circuit],
+    config: Config,
+    pause: Callable[[], None],
 ) -> dict[str, object]:
     """Run every circuit on one batch: the whole model's numbers, and per ranking a (size, pair) table of each measure."""
-    whole = CircuitBench(subject, pairs, by=data.metric, order=data.table.order)
+    whole = CircuitBench(subject, pairs, by=data.metric, order=data.table.order, ablation=ablation_of(config, data))
     record: dict[str, object] = {
         "full": whole.full.tolist(), "empty": whole.empty.tolist(), "preferred": whole.preferred.tolist(),
         "greedy": whole.greedy_right.tolist(),
@@ -139,7 +151,10 @@ def evaluate(
         # Let go of each bench when its circuits have run: it holds every node's output.
         bench, rankings = groups.pop()
         for kind, circuits in rankings.items():
-            found = [_outcome(bench, circuit) for circuit in circuits]
+            found = []
+            for circuit in circuits:
+                pause()
+                found.append(_outcome(bench, circuit))
             record[kind] = {"metric": [f.metric.tolist() for f in found], "agrees": [f.agrees.tolist() for f in found]}
     return record
 
@@ -160,7 +175,7 @@ def spread(n: int, wanted: int) -> list[int]:
 
 def take_out(subject: Subject, pairs: Sequence[Pair], data: Data, circuit: Circuit, config: Config) -> dict[str, object]:
     """Run a circuit, and the model, on one batch without some of its nodes; which ones depends on the seed alone."""
-    bench = CircuitBench(subject, pairs, by=data.metric, order=data.table.order)
+    bench = CircuitBench(subject, pairs, by=data.metric, order=data.table.order, ablation=ablation_of(config, data))
     found = completeness(bench, circuit, draws=config.knockouts, seed=config.seed)
     single = minimality(bench, circuit, n_nodes=config.n_nodes, seed=config.seed)
     return {"circuit": found.circuit.tolist(), "model": found.model.tolist(), "single": single.tolist()}

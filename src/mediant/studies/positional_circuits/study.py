@@ -23,6 +23,7 @@ from mediant.studies.positional_circuits.measures import Measuring, verdict
 from mediant.studies.positional_circuits.spans import Spans
 from mediant.studies.provenance import provenance
 from mediant.subject import Subject
+from mediant.subject.twins import Twins
 from mediant.tasks.encode import encode
 
 LIMITS = [
@@ -107,7 +108,7 @@ def _task_run(config: Config, subject: Subject, items: data_of.Items, folder: Ru
     item = WorkItem(f"{items.name}/spans", lambda: spans.find(config, subject, items).to_json())
     found = Spans.from_json(LocalEngine(show_progress=False).map(folder, [item], title="")[0])
     data = data_of.Data.of(spans.divided(items, found), found.table, config.seed)
-    return _TaskRun(config, subject, data, found, folder, engine)
+    return _TaskRun(config, subject, data, found, folder, engine, Twins(subject))
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +119,7 @@ class _TaskRun:
     spans: Spans
     folder: RunFolder
     engine: LocalEngine
+    twins: Twins
 
     def run(self) -> TaskFindings:
         """Score, grow, run, compare."""
@@ -151,11 +153,14 @@ class _TaskRun:
             for batch in self.engine.watched(batches, f"{self.data.name}: scoring edges"):
                 accumulate(
                     true, self.subject, batch, metric=self.data.metric, method=self.config.method, steps=self.config.steps,
-                    order=self.data.table.order, beside=[(shuffled, self.data.shuffled.order)],
+                    ablation=method.ablation_of(self.config, self.data), order=self.data.table.order,
+                    beside=[(shuffled, self.data.shuffled.order)],
                 )  # fmt: skip
             for total, path in zip((true, shuffled), paths, strict=True):
                 half = path.with_name(f".{path.name}.half")
-                total.scores(f"{self.config.method}, counterfactual ablation", self.data.metric).save(half, with_draws=True)
+                total.scores(f"{self.config.method}, {self.config.ablation} ablation", self.data.metric).save(
+                    half, with_draws=True
+                )
                 half.replace(path)
         # Read back even when just written, so that an undisturbed and a resumed run compute with the same numbers.
         return EdgeScores.load(paths[0]), EdgeScores.load(paths[1])
@@ -169,10 +174,12 @@ class _TaskRun:
 
             def compute(i: int = i) -> Json:
                 drawn = method.at_proportions(method.random_order(flat, self.config.seed + i))
-                return method.evaluate(self.subject, pairs[i : i + size], self.data, curves, drawn)
+                return method.evaluate(
+                    self.twins.here(), pairs[i : i + size], self.data, curves, drawn, self.config, self.engine.pause
+                )
 
             items.append(WorkItem(f"{self.data.name}/run/{i:05d}", compute))
-        return self.engine.map(self.folder, items, title=f"{self.data.name}: running circuits")
+        return self._side_by_side(items, "running circuits")
 
     def take_out(self, curves: dict[str, method.Curve], place: int | None) -> list[Json]:
         """Run the first circuit that reaches the threshold without some of its nodes."""
@@ -183,10 +190,14 @@ class _TaskRun:
         for i in range(0, len(pairs), size):
 
             def compute(i: int = i) -> Json:
-                return method.take_out(self.subject, pairs[i : i + size], self.data, circuit, self.config)
+                return method.take_out(self.twins.here(), pairs[i : i + size], self.data, circuit, self.config)
 
             items.append(WorkItem(f"{self.data.name}/without/{i:05d}", compute))
-        return self.engine.map(self.folder, items, title=f"{self.data.name}: taking nodes out")
+        return self._side_by_side(items, "taking nodes out")
+
+    def _side_by_side(self, items: list[WorkItem], title: str) -> list[Json]:
+        with self.twins.side_by_side():
+            return self.engine.map(self.folder, items, title=f"{self.data.name}: {title}", workers=self.twins.n)
 
     def _effects(self) -> Sequence[PositionEffect]:
         return position_effects(self.subject, self.data.discovery[: self.config.n_positions], by=self.data.metric)
