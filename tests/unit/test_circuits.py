@@ -59,8 +59,17 @@ def all_edges(found: EdgeScores, *, joined: bool) -> dict[tuple, tuple[float, tu
     return edges
 
 
-def grown_by_hand(found: EdgeScores, n: int, *, joined: bool, backward: bool) -> list[tuple]:
+def concrete(key: tuple, sizes: SpanSizes) -> float:
+    """Edges between single tokens behind one edge."""
+    kind, place, *rest, part = key
+    number = sizes.tokens[place] if kind == 0 else sizes.pairs[rest[0], rest[1]]
+    return number * (3 if part == -1 else 1)
+
+
+def grown_by_hand(found: EdgeScores, n: int, *, joined: bool, backward: bool, sizes: SpanSizes | None = None) -> list[tuple]:
     edges = all_edges(found, joined=joined)
+    if sizes is not None:
+        edges = {key: (gain / concrete(key, sizes), *ends) for key, (gain, *ends) in edges.items()}
     last = len(found.spans) - 1
     reached = {("final", last)} if backward else {("source", s, 0) for s in range(len(found.spans))}
     order: list[tuple] = []
@@ -83,6 +92,18 @@ def test_growth_always_takes_the_best_edge_at_a_node_already_reached(seed: int, 
     order = greedy(found, start=start, joined=joined)
     by_hand = grown_by_hand(found, 10_000, joined=joined, backward=start == "logits")
     assert [tuple(row) for row in order.edges.tolist()] == by_hand
+
+
+@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("start", ["logits", "embeddings"])
+def test_frugal_growth_takes_the_best_edge_per_concrete_edge(start: str, joined: bool):
+    found, sizes = scores(3), SpanSizes(np.array([1.0, 7.0]), np.array([[1.0, 0.5], [7.0, 28.0]]))
+    order = greedy(found, start=start, joined=joined, sizes=sizes, frugal=True)
+    by_hand = grown_by_hand(found, 10_000, joined=joined, backward=start == "logits", sizes=sizes)
+    assert [tuple(row) for row in order.edges.tolist()] == by_hand
+    assert by_hand != grown_by_hand(found, 10_000, joined=joined, backward=start == "logits")
+    with pytest.raises(OutOfRange, match="give sizes"):
+        greedy(found, frugal=True)
 
 
 def test_circuits_of_rising_size_contain_one_another_and_end_in_the_whole_reachable_graph():

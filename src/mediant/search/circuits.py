@@ -84,6 +84,7 @@ def greedy(
     sizes: SpanSizes | None = None,
     ends: Sequence[int] | None = None,
     limit: int | None = None,
+    frugal: bool = False,
 ) -> EdgeOrder:
     """Grow from the logits (at the last span) or from the embeddings, best edge first.
 
@@ -92,18 +93,24 @@ def greedy(
         sizes: pairs of spans that no item has (key later than query) are left out.
         ends: spans that hold some item's last token; the last one by default.
         limit: stop after so many edges.
+        frugal: best first by score per concrete edge, so that an edge between long spans has to be worth its many tokens.
 
     Raises:
         UnknownName: no such start or rule.
+        OutOfRange: frugal growth without sizes.
     """
     if start not in STARTS:
         raise unknown("start", start, STARTS)
-    growth = _Growth(scores, rule, joined, sizes)
+    if frugal and sizes is None:
+        raise OutOfRange("frugal growth weighs edges by the tokens of their spans; give sizes")
+    growth = _Growth(scores, rule, joined, sizes, frugal=frugal)
     last = [len(scores.spans) - 1] if ends is None else list(ends)
     grown = growth.backward(last) if start == "logits" else growth.forward()
     edges = np.array(list(islice(grown, limit)), dtype=np.int64).reshape(-1, 5)
     complete = next(grown, None) is None
-    return EdgeOrder(scores, edges, scores.crossing is None, f"greedy from the {start}, {rule}", complete)
+    return EdgeOrder(
+        scores, edges, scores.crossing is None, f"greedy from the {start}, {rule}{', frugal' if frugal else ''}", complete
+    )
 
 
 def strongest(scores: EdgeScores, *, rule: str = "absolute", joined: bool = False, sizes: SpanSizes | None = None) -> EdgeOrder:
@@ -122,12 +129,16 @@ def strongest(scores: EdgeScores, *, rule: str = "absolute", joined: bool = Fals
 class _Growth:
     """The search graph: nodes are ("source", span, index), ("port", span, first target of the port) and ("final", span, 0)."""
 
-    def __init__(self, scores: EdgeScores, rule: str, joined: bool, sizes: SpanSizes | None) -> None:
+    def __init__(self, scores: EdgeScores, rule: str, joined: bool, sizes: SpanSizes | None, *, frugal: bool = False) -> None:
         if rule not in RULES:
             raise unknown("rule", rule, RULES)
         self.scores, self.graph, self.joined = scores, scores.graph, joined
         n = len(scores.spans)
         self.possible = np.ones((n, n), dtype=bool) if sizes is None else sizes.pairs > 0
+        # Concrete edges behind one edge; q, k and v of a joined port are told apart where ports are read.
+        self.tokens = np.maximum(sizes.tokens, 1e-9) if frugal and sizes is not None else np.ones(n)
+        self.pairs = np.maximum(sizes.pairs, 1e-9) if frugal and sizes is not None else np.ones((n, n))
+        self.parts = 3 if frugal and joined else 1
         self.within = np.abs(scores.within) if rule == "absolute" else -scores.within
         crossing = scores.crossing
         if crossing is None:
@@ -167,13 +178,13 @@ class _Growth:
     def _into(self, span: int, target: int) -> tuple[npt.NDArray[np.float64], Ints, list[Node]]:
         n = self.graph.readable(target)
         edges = np.stack([np.full(n, x) for x in (0, span, target)] + [np.arange(n), np.zeros(n)], 1).astype(np.int64)
-        return self.within[span, target, :n], edges, [("source", span, u) for u in range(n)]
+        return self.within[span, target, :n] / self.tokens[span], edges, [("source", span, u) for u in range(n)]
 
     def _into_port(self, span: int, target: int) -> tuple[npt.NDArray[np.float64], Ints, list[Node]]:
         gain, edges, upstream = self._into(span, target)
         if self.joined:
             rows = target + self.graph.n_heads * np.arange(3)
-            gain = self.within[span, rows, : len(gain)].max(0)
+            gain = self.within[span, rows, : len(gain)].max(0) / (self.tokens[span] * self.parts)
             edges[:, 4] = -1
         return gain, edges, upstream
 
@@ -181,12 +192,12 @@ class _Growth:
         keys = np.flatnonzero(self.possible[span])
         place, first = layer * self.graph.n_heads + head, self.graph.first_target(layer) + head
         if self.joined:
-            gain = self.crossing[:, layer, head, span, keys].max(0)
+            gain = self.crossing[:, layer, head, span, keys].max(0) / (self.pairs[span, keys] * self.parts)
             edges = np.stack([np.full(len(keys), x) for x in (1, place, span)] + [keys, np.full(len(keys), -1)], 1)
             return gain, edges, [("port", int(key), first) for key in keys]
         gains, tables, upstream = [], [], []
         for part in range(3):
-            gains.append(self.crossing[part, layer, head, span, keys])
+            gains.append(self.crossing[part, layer, head, span, keys] / self.pairs[span, keys])
             tables.append(np.stack([np.full(len(keys), x) for x in (1, place, span)] + [keys, np.full(len(keys), part)], 1))
             port = first + part * self.graph.n_heads
             # The query that meets a key stands at the query's own position.

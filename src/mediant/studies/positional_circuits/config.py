@@ -37,6 +37,9 @@ class Config(StudyConfig):
     )
     steps: int = Field(5, ge=1, description="Steps of integrated gradients, for ig-inputs.")
     threshold: float = Field(0.8, gt=0, le=1, description="Hard faithfulness at which circuits' sizes are compared.")
+    frugal: bool = Field(
+        False, description="Grow by score per concrete edge instead of by score as in the paper; for all rankings."
+    )
     n_sizes: int = Field(7, ge=4, description="Circuit sizes on each curve, evenly spaced on the log axis.")
     bootstrap: int = Field(8, ge=2, description="Resamples of the discovery pairs behind stability.")
     n_positions: int = Field(24, ge=6, description="Discovery pairs behind the table of cancellation and over-estimation.")

@@ -58,13 +58,14 @@ def sizes_of(table: SpanTable, pairs: Sequence[Pair]) -> SpanSizes:
     return mean_sizes([span_sizes(torch.tensor(table.of(pair)), len(table.names)) for pair in pairs])
 
 
-def orders(scores: EdgeScores, shuffled: EdgeScores, data: Data) -> dict[str, EdgeOrder]:
+def orders(scores: EdgeScores, shuffled: EdgeScores, data: Data, config: Config) -> dict[str, EdgeOrder]:
     """Edges in order of growth, for each ranking."""
-    flat = scores.summed()
+    flat, tables = scores.summed(), (data.table, data.shuffled)
+    sizes = [sizes_of(table, data.evaluation) for table in (*tables, _single(data))]
     return {
-        "positional": greedy(scores, sizes=sizes_of(data.table, data.evaluation), ends=data.table.ends),
-        "shuffled": greedy(shuffled, sizes=sizes_of(data.shuffled, data.evaluation), ends=data.shuffled.ends),
-        "nonpositional": greedy(flat),
+        "positional": greedy(scores, sizes=sizes[0], ends=data.table.ends, frugal=config.frugal),
+        "shuffled": greedy(shuffled, sizes=sizes[1], ends=data.shuffled.ends, frugal=config.frugal),
+        "nonpositional": greedy(flat, sizes=sizes[2], frugal=config.frugal),
         # Each port by itself: a helpful query would drag a harmful key along.
         "helpful": greedy(flat, rule="most_negative", joined=False),
     }
@@ -181,10 +182,11 @@ def take_out(subject: Subject, pairs: Sequence[Pair], data: Data, circuit: Circu
     return {"circuit": found.circuit.tolist(), "model": found.model.tolist(), "single": single.tolist()}
 
 
-def stability(scores: EdgeScores, n: int, data: Data) -> list[float]:
+def stability(scores: EdgeScores, n: int, data: Data, config: Config) -> list[float]:
     """Jaccard overlap of every two circuits of `n` edges grown from resampled scores."""
     sizes = sizes_of(data.table, data.evaluation)
-    found = [greedy(one, sizes=sizes, ends=data.table.ends, limit=n).circuit(n) for one in scores.draws]
+    grown = [greedy(one, sizes=sizes, ends=data.table.ends, limit=n, frugal=config.frugal) for one in scores.draws]
+    found = [order.circuit(n) for order in grown]
     return [a.jaccard(b) for i, a in enumerate(found) for b in found[i + 1 :]]
 
 

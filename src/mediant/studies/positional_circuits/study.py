@@ -126,12 +126,14 @@ class _TaskRun:
         self._refuse_if_not_done()
         scores, shuffled = self.attribute()
         effects = self._once("positions", lambda: {"effects": [asdict(e) for e in self._effects()]})["effects"]
-        orders = method.orders(scores, shuffled, self.data)
+        orders = method.orders(scores, shuffled, self.data, self.config)
         curves = method.curves(orders, self.data, self.config)
         records = self.evaluate(scores, curves)
         so_far = Measuring(self.config, self.data, records, curves)
         n, parts = so_far.asked_at_threshold(), self.take_out(curves, so_far.first_at_threshold())
-        stable = self._once("stability", lambda: {"jaccard": [] if n is None else method.stability(scores, n, self.data)})
+        stable = self._once(
+            "stability", lambda: {"jaccard": [] if n is None else method.stability(scores, n, self.data, self.config)}
+        )
         measures = Measuring(self.config, self.data, records, curves, stable["jaccard"], parts).all()
         grown = orders["positional"]
         drawn = [grown.circuit(k) for k in (25, 50, 100, 200, 400) if k <= len(grown)]
