@@ -58,3 +58,35 @@ def test_what_only_works_together_is_missed_by_denoising():
     toy = plant("and")
     assert found_by("exact, denoising", toy) < 0.8
     assert found_by("exact, noising", toy) == 1.0
+
+
+SPANS = ("a", "b", "last")
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(TOYS) if name != "backup"])
+def test_planted_edges_are_found_at_their_positions(name: str):
+    toy = plant(name)
+    graph, scores = graph_of(toy.subject), eap(toy.subject, toy.pairs, method="ig-inputs", steps=20, spans=SPANS)
+    known = np.zeros((3, *graph.exists.shape), dtype=bool)
+    for edge, place in zip(toy.edges, toy.places, strict=True):
+        known[(SPANS.index(place), *graph.index(edge))] = True
+    assert auroc(np.abs(scores.within)[:, graph.exists], known[:, graph.exists]) == 1.0
+
+
+@pytest.mark.parametrize("name", sorted(TOYS))
+def test_attention_edges_are_found_between_the_positions_where_bits_cross(name: str):
+    toy = plant(name)
+    crossing = np.abs(eap(toy.subject, toy.pairs, spans=SPANS).crossing)
+    values = [(e.target, place) for e, place in zip(toy.edges, toy.places, strict=True) if e.target.kind == "v"]
+    known = np.zeros(crossing.shape, dtype=bool)
+    for port, place in values:
+        known[2, port.layer, port.head, SPANS.index("last"), SPANS.index(place)] = True
+    if name == "backup":  # the second head moves nothing while the first does, but its query is what keeps it from looking
+        known[2, 1, 1] = False
+        known[0, 1, 1, SPANS.index("last"), SPANS.index("a")] = True
+    strongest = np.argsort(-crossing.ravel(), kind="stable")[: known.sum()]
+    if name == "or":  # one of two that stand in for each other: no gradient at the clean run
+        assert crossing.max() == 0
+    else:
+        assert known.ravel()[strongest].all()
+        assert auroc(crossing, known) == 1.0

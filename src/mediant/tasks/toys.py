@@ -176,13 +176,18 @@ class ToyModel(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Toy:
-    """A planted subject, its pairs, and the heads and edges through which bits reach the answer by construction."""
+    """A planted subject, its pairs, and the heads and edges through which bits reach the answer by construction.
+
+    Attributes:
+        places: the span at which each of the edges is read: "a", "b" or "last".
+    """
 
     subject: Subject
     pairs: tuple[Pair, ...]
     mediators: tuple[Site, ...]
     roles: Mapping[str, Site] = field(default_factory=dict)
     edges: tuple[CircuitEdge, ...] = ()
+    places: tuple[str, ...] = ()
 
 
 def _skeleton(n_layers: int, activation: Callable[[Tensor], Tensor] = torch.relu) -> ToyModel:
@@ -286,17 +291,19 @@ TOYS: dict[str, Callable[[], tuple[ToyModel, dict[str, Site]]]] = {
 }  # fmt: skip
 
 
-# Edges along which a bit travels to the answer, read off the weights above.
+# Edges along which a bit travels to the answer, and at which token they are read, as the weights above say.
 EDGES: dict[str, str] = {
-    "single": "embed->v.0.0 head_result.0.0->final_resid",
-    "linear": "embed->v.0.0 embed->v.0.1 head_result.0.0->mlp_in.0 mlp_out.0->final_resid head_result.0.1->final_resid "
-    "head_result.0.0->v.1.2 head_result.1.2->final_resid",
-    "and": "embed->v.0.0 embed->v.0.1 head_result.0.0->mlp_in.0 head_result.0.1->mlp_in.0 mlp_out.0->final_resid",
-    "or": "embed->v.0.0 embed->v.0.1 head_result.0.0->mlp_in.0 head_result.0.1->mlp_in.0 mlp_out.0->final_resid",
-    "backup": "embed->v.0.0 head_result.0.0->mlp_in.0 mlp_out.0->final_resid head_result.0.0->q.1.1 embed->v.1.1 "
-    "head_result.1.1->final_resid",
-    "cancelling": "embed->v.0.0 embed->v.0.1 embed->v.0.2 head_result.0.0->final_resid head_result.0.1->final_resid "
-    "head_result.0.2->final_resid",
+    "single": "embed->v.0.0@a head_result.0.0->final_resid@last",
+    "linear": "embed->v.0.0@a embed->v.0.1@b head_result.0.0->mlp_in.0@last mlp_out.0->final_resid@last "
+    "head_result.0.1->final_resid@last head_result.0.0->v.1.2@last head_result.1.2->final_resid@last",
+    "and": "embed->v.0.0@a embed->v.0.1@b head_result.0.0->mlp_in.0@last head_result.0.1->mlp_in.0@last "
+    "mlp_out.0->final_resid@last",
+    "or": "embed->v.0.0@a embed->v.0.1@b head_result.0.0->mlp_in.0@last head_result.0.1->mlp_in.0@last "
+    "mlp_out.0->final_resid@last",
+    "backup": "embed->v.0.0@a head_result.0.0->mlp_in.0@last mlp_out.0->final_resid@last head_result.0.0->q.1.1@last "
+    "embed->v.1.1@a head_result.1.1->final_resid@last",
+    "cancelling": "embed->v.0.0@a embed->v.0.1@a embed->v.0.2@a head_result.0.0->final_resid@last "
+    "head_result.0.1->final_resid@last head_result.0.2->final_resid@last",
 }
 
 
@@ -311,8 +318,9 @@ def plant(name: str) -> Toy:
     model, roles = TOYS[name]()
     clean, other = Prompt("a1 b1 =", {"a": (0, 2), "b": (3, 5)}), Prompt("a0 b0 =", {"a": (0, 2), "b": (3, 5)})
     pairs = (Pair(f"{name}-0", clean, other, " yes", " no", "toy"),)
-    edges = tuple(CircuitEdge.parse(text) for text in EDGES[name].split())
-    return Toy(wrap(model, tokenizer(), name=f"toy-{name}"), pairs, tuple(roles.values()), roles, edges)
+    edges, places = zip(*(text.split("@") for text in EDGES[name].split()), strict=True)
+    parsed = tuple(CircuitEdge.parse(text) for text in edges)
+    return Toy(wrap(model, tokenizer(), name=f"toy-{name}"), pairs, tuple(roles.values()), roles, parsed, tuple(places))
 
 
 def tokenizer() -> Any:
