@@ -90,6 +90,26 @@ def test_a_file_without_spans_is_refused(mediant: Mediant, agreement: Path, tmp_
     called.refuses("share no named span")
 
 
+@pytest.mark.parametrize("changed", [["--ablation", "mean"], ["--ablation", "zero", "--method", "eap"], ["--frugal"]])
+def test_other_ablations_and_frugal_growth_run_through_the_same_command(
+    mediant: Mediant, agreement: Path, pairs: Path, finished: Path, tmp_path: Path, changed: list[str]
+):
+    called = mediant(
+        "run", "positional-circuits", "--model", agreement, "--task", pairs, "--out", tmp_path / "run", *SMALL, *changed
+    )
+    assert called.code == 0, called.err
+    found, before = (
+        json.loads((folder / "result.json").read_text(encoding="utf-8"))["measures"] for folder in (tmp_path / "run", finished)
+    )
+    assert found["full_metric"] == before["full_metric"]
+    if "--ablation" in changed:
+        assert found["empty_metric"]["value"] != pytest.approx(before["empty_metric"]["value"], abs=0.1)
+        assert changed[1] in found["empty_metric"]["definition"]
+    else:
+        assert found["empty_metric"] == before["empty_metric"]
+        assert found["cpr"] == before["cpr"]  # ranked by helpfulness, with the benchmark's shares
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 390)])
 def test_the_page_is_drawn_in_silence(opened: Open, finished: Path, scheme: str, width: int):  # noqa: F811
