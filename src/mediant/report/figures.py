@@ -59,7 +59,7 @@ def heat_maps(
     figure.update_xaxes(tickvals=x, ticktext=shown, tickangle=-60, showgrid=False)
     ticks = list(range(0, len(lines), max(1, len(lines) // 10)))
     figure.update_yaxes(showgrid=False, tickvals=ticks, ticktext=[lines[i] for i in ticks])
-    figure.update_yaxes(title_text=plain(row_title), col=1)
+    figure.update_yaxes(title_text=plain(row_title), title_standoff=14, automargin=True, col=1)
     figure.update_layout(**axes, height=520)
     return figure
 
