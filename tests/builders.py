@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from mediant.core import Pair, Prompt
+from mediant.interventions import Rotation
 from mediant.subject import Subject, wrap
 
 TEXT = (
@@ -130,3 +131,23 @@ def pairs() -> list[Pair]:
     """Four pairs of equal length."""
     names = ["Mary", "John", "Tom", "Anna"]
     return [ioi_pair(a, b, i) for i, (a, b) in enumerate(zip(names, names[1:] + names[:1], strict=True))]
+
+
+def prompts(io: str = "ball") -> list[Prompt]:
+    """Three prompts of unequal length that name the spans IO and S2, the shortest one's IO as given."""
+    return [
+        ioi_pair().clean,
+        prompt("Tom went to the store and gave Mary", S2="and", IO="store"),
+        prompt("Anna said ball drink", S2="said", IO=io),
+    ]
+
+
+def vector(width: int, seed: int = 0) -> torch.Tensor:
+    """Random normal numbers."""
+    return torch.randn(width, generator=torch.Generator().manual_seed(seed))
+
+
+def rotation(width: int, k: int) -> Rotation:
+    """`k` random orthonormal directions."""
+    made = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(width)))
+    return Rotation(made.Q[:, :k].contiguous())

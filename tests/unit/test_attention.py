@@ -6,31 +6,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
-from builders import BUILDERS, ioi_pair, prompt, subject, tokenizer
+from builders import BUILDERS, prompt, prompts, subject, tokenizer
 from mediant.core import AttentionEdge, Site, Span
 from mediant.core.errors import EditError, EditNeverFired, MediantError
 from mediant.interventions import run
 from mediant.interventions.attention import Rows, attending, bias, cut
-from mediant.subject import Batch, Subject, wrap
+from mediant.subject import Batch, wrap
 
-PROMPTS = [
-    ioi_pair().clean,
-    prompt("Tom went to the store and gave Mary", S2="and", IO="store"),
-    prompt("Anna said ball drink", S2="said", IO="Anna"),
-]
+pytestmark = pytest.mark.usefixtures("no_gradients")
+PROMPTS = prompts("Anna")
 every = pytest.mark.parametrize(("family", "attention"), [(f, a) for f in BUILDERS for a in ("sdpa", "eager")])
 implementations = pytest.mark.parametrize("attention", ["sdpa", "eager"])
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture
-def lm() -> Subject:
-    return subject()
 
 
 @pytest.fixture

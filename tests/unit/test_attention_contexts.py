@@ -5,31 +5,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from builders import BUILDERS, ioi_pair, prompt, subject
+from builders import BUILDERS, prompts, subject
 from mediant.core import AttentionEdge, Span
 from mediant.core.errors import EditError, EditNeverFired, MediantError, OutOfRange, SubjectError, UnknownName
 from mediant.interventions import Where, add, edit, run
 from mediant.interventions.attention import Bias, Rows, attending, bias, cut
 from mediant.subject import Batch, Subject
 
-PROMPTS = [
-    ioi_pair().clean,
-    prompt("Tom went to the store and gave Mary", S2="and", IO="store"),
-    prompt("Anna said ball drink", S2="said", IO="Anna"),
-]
+pytestmark = pytest.mark.usefixtures("no_gradients")
+PROMPTS = prompts("Anna")
 every = pytest.mark.parametrize(("family", "attention"), [(f, a) for f in BUILDERS for a in ("sdpa", "eager")])
 implementations = pytest.mark.parametrize("attention", ["sdpa", "eager"])
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture
-def lm() -> Subject:
-    return subject()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from builders import pairs, subject
 from mediant.core.circuit import Circuit
@@ -13,13 +12,8 @@ from mediant.measures.completeness import completeness, incompleteness, minimali
 from mediant.measures.faithfulness import CircuitBench
 from mediant.tasks.toys import plant
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
 SPANS = ["0:5", "5:9", "9:"]
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
 
 
 def test_the_whole_model_is_complete_whatever_is_taken_out():

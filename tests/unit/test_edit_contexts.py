@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from builders import ioi_pair, prompt, subject
+from builders import prompts, rotation, vector
 from mediant.core import Site, Span
 from mediant.core.errors import EditError, EditNeverFired, MediantError, OutOfRange, SpanError, UnknownName
 from mediant.interventions import (
     Activation,
     Edit,
-    Rotation,
     Where,
     add,
     edit,
@@ -32,32 +30,9 @@ from mediant.interventions import (
 )
 from mediant.subject import Batch, Subject
 
-PROMPTS = [
-    ioi_pair().clean,
-    prompt("Tom went to the store and gave Mary", S2="and", IO="store"),
-    prompt("Anna said ball drink", S2="said", IO="ball"),
-]
+pytestmark = pytest.mark.usefixtures("no_gradients")
+PROMPTS = prompts()
 ALL, S2 = Span("all"), Span("S2")
-
-
-def vector(width: int, seed: int = 0) -> Tensor:
-    return torch.randn(width, generator=torch.Generator().manual_seed(seed))
-
-
-def rotation(width: int, k: int) -> Rotation:
-    made = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(width)))
-    return Rotation(made.Q[:, :k].contiguous())
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture
-def lm() -> Subject:
-    return subject()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from builders import ioi_pair, prompt, subject
+from builders import ioi_pair, prompt, prompts, rotation, subject, vector
 from mediant.core import Direction, Site, Span
 from mediant.core.errors import EditError
 from mediant.interventions import (
@@ -32,11 +32,8 @@ from mediant.interventions import (
 )
 from mediant.subject import Batch, Subject
 
-PROMPTS = [
-    ioi_pair().clean,
-    prompt("Tom went to the store and gave Mary", S2="and", IO="store"),
-    prompt("Anna said ball drink", S2="said", IO="ball"),
-]
+pytestmark = pytest.mark.usefixtures("no_gradients")
+PROMPTS = prompts()
 OTHERS = [
     ioi_pair().counterfactual,
     prompt("Mary said are the ball are near two", S2="near", IO="ball"),
@@ -53,26 +50,6 @@ WIDTH = {
     "v.0.1": 8,
     "resid_post.2": 32,
 }
-
-
-def vector(width: int, seed: int = 0) -> Tensor:
-    return torch.randn(width, generator=torch.Generator().manual_seed(seed))
-
-
-def rotation(width: int, k: int) -> Rotation:
-    made = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(width)))
-    return Rotation(made.Q[:, :k].contiguous())
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture
-def lm() -> Subject:
-    return subject()
 
 
 @pytest.fixture

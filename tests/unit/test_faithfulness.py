@@ -26,13 +26,8 @@ from mediant.measures.metrics import METRICS, Outcome
 from mediant.search.attribution import eap
 from mediant.search.circuits import greedy
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
 SPANS = ["0:5", "5:9", "9:"]
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
 
 
 def test_areas_of_the_step_and_of_the_perfect_curve():

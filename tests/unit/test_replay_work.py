@@ -18,6 +18,7 @@ from mediant.search import Patcher
 from mediant.subject import Subject
 from mediant.tasks.encode import encode
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
 KINDS = ("resid_post", "attn_out", "mlp_out")
 SWEEP = [Site(kind, layer) for kind in KINDS for layer in range(3)]
 
@@ -57,12 +58,6 @@ def counting(lm: Subject) -> Iterator[Counted]:
         for handle in handles:
             handle.remove()
     assert found.total == lm.work.token_layers - account
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
 
 
 def differing_at(place: int, n: int = 16, shift: int = 0) -> Pair:
