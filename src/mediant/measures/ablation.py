@@ -1,9 +1,9 @@
 """What stands in for an edge that is cut: the counterfactual run, the mean over alike prompts, or nothing.
 
-    other = ablated_run(lm, batch, tokens, "mean", references=more_pairs)
+    other = ablated_run(lm, batch, tokens, Ablation("mean", more_pairs))
 
 The mean is taken node by node and token by token over up to 16 prompts of the same template, with the same spans at the same
-places and other answers (Haklay et al. 2025, section 2; Wang et al. 2023 take the mean over a whole dataset).
+places and, where there are such, other answers (Haklay et al. 2025, section 2; Wang et al. 2023 average a whole dataset).
 """
 
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ def ablated_run(
 
 
 def alike(subject: Subject, pairs: Sequence[Pair], ablation: Ablation) -> list[list[Pair]]:
-    """Rounds of one reference per pair: same template, same places of the spans, no answer in common.
+    """Rounds of one reference per pair: same template, same places of the spans, other words, other answers where possible.
 
     Raises:
         TaskError: naming a pair that has none.
@@ -91,14 +91,14 @@ def alike(subject: Subject, pairs: Sequence[Pair], ablation: Ablation) -> list[l
         kinds.setdefault(_kind(subject, pair), []).append(pair)
     random, chosen = Random(ablation.seed), list[list[Pair]]()
     for pair in pairs:
+        same = [other for other in kinds.get(_kind(subject, pair), []) if other.clean.text != pair.clean.text]
         answers = {pair.answer, pair.counterfactual_answer}
-        fit = [
-            other for other in kinds.get(_kind(subject, pair), []) if other.id != pair.id and answers.isdisjoint({other.answer})
-        ]
+        # Where all pairs share their answers, as singular and plural do, the mean is over both.
+        fit = [other for other in same if other.answer not in answers] or same
         if not fit:
             raise TaskError(
-                f"pair {pair.id}: none of the {len(ablation.references)} references has its template, its length and another "
-                "answer; give more references, or use counterfactual ablation"
+                f"pair {pair.id}: none of the {len(ablation.references)} references has its template and its length with other "
+                "words; give more references, or use counterfactual ablation"
             )
         chosen.append(random.sample(fit, min(ablation.most, len(fit))))
     n = min(len(found) for found in chosen)
