@@ -1,19 +1,9 @@
-"""What unit tests of edits and of attention share: the tiny Llama, without gradients."""
-
-from collections.abc import Iterator
+"""What unit tests of edits and of attention share: the tiny Llama."""
 
 import pytest
-import torch
 
 from builders import subject
 from mediant.subject import Subject
-
-
-@pytest.fixture
-def no_gradients() -> Iterator[None]:
-    """Forwards without a graph, for `pytestmark`."""
-    with torch.no_grad():
-        yield
 
 
 @pytest.fixture

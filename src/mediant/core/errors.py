@@ -45,6 +45,14 @@ class UnsafeWeights(SubjectError):
     """Pickled weights: loading them would run arbitrary code, so they are refused."""
 
 
+class ImageError(MediantError):
+    """An image that cannot be read or is too large to be looked at."""
+
+
+class RegionError(MediantError):
+    """A region of an image that no image token stands for."""
+
+
 class EditError(MediantError):
     """An edit whose value does not fit the place it is written to."""
 

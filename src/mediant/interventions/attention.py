@@ -27,12 +27,12 @@ from mediant.core.edge import AttentionEdge
 from mediant.core.errors import EditError, EditNeverFired
 from mediant.core.site import Site
 from mediant.core.span import Span
-from mediant.interventions.attention_function import AttentionFunction, attention_logits, replacing_attention
+from mediant.interventions.attention_call import AttentionContext, Call, call_of, noted_window
+from mediant.interventions.attention_function import AttentionFunction, replacing_attention
 from mediant.interventions.execute import Firing
-from mediant.subject import Batch, Subject
+from mediant.subject import Subject
 
 CUT = float("-inf")
-Change = tuple[int | None, "Bias"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Attending:
             for head in request.heads or (0,):
                 subject.validate(Site("head_z", request.layer, head))
         self._layers = {b.edge.layer for b in biases} | {r.layer for r in rows}
-        self._outer = [context for context in subject.attending if isinstance(context, Attending)]
+        self._outer: list[AttentionContext] = list(subject.attending)
         self._fired = [0] * len(self.biases)
         self._tokens = [0] * len(self.biases)
 
@@ -124,11 +124,8 @@ class Attending:
             )
 
     def note_window(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-hook of the base module: which columns this forward covers."""
-        ids, cache = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
-        assert isinstance(ids, Tensor)  # noqa: S101 - a causal LM called with ids
-        self.subject.observe(ids, kwargs.get("attention_mask"), 0 if cache is None else cache.get_seq_length())
-        self.forwards += 1
+        """Pre-hook of the entry module: which columns this forward covers."""
+        noted_window(self, args, kwargs)
 
     def __call__(
         self,
@@ -142,128 +139,94 @@ class Attending:
     ) -> tuple[Tensor, Tensor | None]:
         """The attention function while the context is open."""
         output, weights = plain(module, query, key, value, mask, **kwargs)
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        if layer not in self._layers:
+        if int(module.layer_idx) not in self._layers:  # type: ignore[arg-type]
             return output, weights
-        batch, offset = self.subject.window.batch, self.subject.window.offset
-        assert batch is not None  # noqa: S101 - noted before any layer runs
-        call = _Call(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap"), batch, offset)
-        own = [(i, b) for i, b in enumerate(self.biases) if b.edge.layer == layer]
-        # A row computed anew must keep what the contexts around this one do to it.
-        outer = [(None, b) for context in self._outer for b in context.biases if b.edge.layer == layer]
-        changes: list[Change] = [*outer, *own]
+        call = call_of(self.subject, module, query, key, value, mask, kwargs)
+        own = [(i, b) for i, b in enumerate(self.biases) if b.edge.layer == call.layer]
         if own:
-            output = self._rewrite(call, output, own, changes)
+            output = self._rewrite(call, output, own)
         for observed in self.rows:
-            if observed.request.layer == layer:
-                self._observe(call, observed, changes)
+            if observed.request.layer == call.layer:
+                self._observe(call, observed)
         return output, weights
 
-    def _rewrite(self, call: "_Call", output: Tensor, own: list[tuple[int, Bias]], changes: "list[Change]") -> Tensor:
+    def adjust(self, call: Call, heads: Sequence[int], rows: Tensor, logits: Tensor) -> Tensor:
+        """Logits of some heads and rows with this context's biases."""
+        for one in self.biases:
+            if one.edge.layer == call.layer:
+                self._add(call, heads, rows, logits, one)
+        return logits
+
+    @staticmethod
+    def _add(call: Call, heads: Sequence[int], rows: Tensor, logits: Tensor, one: Bias) -> int:
+        """Add one bias in place; in how many query rows it acted."""
+        queries = _queries(call, one)[:, rows]
+        hit = queries[:, :, None] & call.keys(one.edge.key)[:, None, :] & logits[:, 0].isfinite()
+        if not bool(hit.any()):
+            return 0
+        added = torch.zeros_like(logits[:, 0]).masked_fill(hit, one.beta)
+        concerned = call.heads(one.edge.head)
+        for j, head in enumerate(heads):
+            if head in concerned:
+                logits[:, j] = logits[:, j] + added
+        return int(queries.sum())
+
+    def _rewrite(self, call: Call, output: Tensor, own: list[tuple[int, Bias]]) -> Tensor:
         output = output.clone()
         heads = sorted({h for _, b in own for h in call.heads(b.edge.head)})
-        keep = call.touched([b for _, b in own])
+        keep = torch.stack([_queries(call, b) for _, b in own]).any(0)
         rows = torch.nonzero(keep.any(0)).flatten()
         if not len(rows):
             return output
-        weights = self._weights(call, heads, rows, changes, keep[:, rows], count=True)
-        values = call.value[:, [h // call.group for h in heads]]
-        new = (weights.to(values.dtype) @ values).transpose(1, 2)
+        weights = self._weights(call, heads, rows, keep[:, rows], own)
         old = output[:, rows][:, :, heads]
         merged = output[:, rows]
-        merged[:, :, heads] = torch.where(keep[:, rows, None, None], new, old)
+        merged[:, :, heads] = torch.where(keep[:, rows, None, None], call.mixed(weights, heads), old)
         output[:, rows] = merged
         return output
 
     def _weights(
-        self, call: "_Call", heads: list[int], rows: Tensor, changes: "list[Change]", wanted: Tensor, *, count: bool
+        self, call: Call, heads: list[int], rows: Tensor, wanted: Tensor, own: Sequence[tuple[int, Bias]] | None = None
     ) -> Tensor:
-        """Softmax of the biased logits; rows that are not `wanted` may be padding, whose weights mean nothing."""
+        """Softmax of the biased logits; rows that are not `wanted` may be padding, whose weights mean nothing.
+
+        Args:
+            own: this context's biases, to be counted as fired; None to add all of them uncounted.
+        """
         logits = call.logits(heads, rows)
-        for i, one in changes:
-            mine = [j for j, h in enumerate(heads) if h in call.heads(one.edge.head)]
-            queries = call.queries(one)[:, rows]
-            hit = queries[:, :, None] & call.keys(one.edge.key)[:, None, :] & logits[:, 0].isfinite()
-            if bool(hit.any()):
-                added = torch.zeros_like(logits[:, 0]).masked_fill(hit, one.beta)
-                for j in mine:
-                    logits[:, j] = logits[:, j] + added
-                if count and i is not None:
-                    self._fired[i] += 1
-                    self._tokens[i] += int(queries.sum())
+        # A row computed anew must keep what the contexts around this one do to it.
+        for context in self._outer:
+            logits = context.adjust(call, heads, rows, logits)
+        if own is None:
+            logits = self.adjust(call, heads, rows, logits)
+        for i, one in own or ():
+            acted = self._add(call, heads, rows, logits, one)
+            self._fired[i] += acted > 0
+            self._tokens[i] += acted
         if bool((wanted[:, None] & ~logits.isfinite().any(-1)).any()):
             raise EditError("cutting these edges leaves a query with no key to attend to; leave it at least one")
         return logits.softmax(-1)
 
-    def _observe(self, call: "_Call", observed: ObservedRows, changes: "list[Change]") -> None:
+    def _observe(self, call: Call, observed: ObservedRows) -> None:
         request = observed.request
         heads = list(request.heads) if request.heads is not None else list(range(call.query.shape[1]))
         wanted = call.span_rows(Span.of(request.query))
         rows = torch.nonzero(wanted.any(0)).flatten()
         if not len(rows):
             return
-        weights = self._weights(call, heads, rows, changes, wanted[:, rows], count=False)
+        weights = self._weights(call, heads, rows, wanted[:, rows])
         where = torch.nonzero(wanted[:, rows])
         observed.rows.append(where[:, 0])
         observed.cols.append(rows[where[:, 1]] + call.offset)
         observed.parts.append(weights[where[:, 0], :, where[:, 1]])
 
 
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """One attention call and the columns it covers."""
-
-    query: Float[Tensor, "batch head query d"]
-    key: Float[Tensor, "batch kv key d"]
-    value: Float[Tensor, "batch kv key d"]
-    mask: Tensor | None
-    scaling: float | None
-    softcap: float | None
-    batch: Batch
-    offset: int
-
-    @property
-    def group(self) -> int:
-        return self.query.shape[1] // self.key.shape[1]
-
-    def heads(self, head: int | None) -> list[int]:
-        return list(range(self.query.shape[1])) if head is None else [head]
-
-    def logits(self, heads: list[int], rows: Tensor) -> Float[Tensor, "batch head row key"]:
-        """Attention logits of some heads and query rows, in float32; keys a query may not see are minus infinity."""
-        keys = self.key[:, [h // self.group for h in heads]]
-        return attention_logits(
-            self.query[:, heads][:, :, rows], keys, self.mask, scaling=self.scaling, softcap=self.softcap, rows=rows,
-            n_queries=self.query.shape[2],
-        )  # fmt: skip
-
-    def span_rows(self, span: Span) -> Bool[Tensor, "batch query"]:
-        """Which query rows of this call a span covers."""
-        found = torch.zeros(self.batch.n_rows, self.query.shape[2], dtype=torch.bool, device=self.query.device)
-        rows, cols = self.batch.locate(span)
-        inside = (cols >= self.offset) & (cols < self.offset + found.shape[1])
-        found[rows[inside], cols[inside] - self.offset] = True
-        if span.name in ("all", "generated"):
-            found[:, max(0, self.batch.n_cols - self.offset) :] = True
-        return found
-
-    def queries(self, one: Bias) -> Bool[Tensor, "batch query"]:
-        found = self.span_rows(one.edge.query)
-        if one.steps is not None:
-            steps = torch.arange(found.shape[1], device=found.device) + self.offset - self.batch.n_cols
-            found &= torch.isin(steps, torch.tensor(one.steps, device=found.device))
-        return found
-
-    def touched(self, biases: list[Bias]) -> Bool[Tensor, "batch query"]:
-        return torch.stack([self.queries(b) for b in biases]).any(0)
-
-    def keys(self, span: Span) -> Bool[Tensor, "batch key"]:
-        found = torch.zeros(self.batch.n_rows, self.key.shape[2], dtype=torch.bool, device=self.key.device)
-        rows, cols = self.batch.locate(span)
-        found[rows, cols] = True
-        if span.name in ("all", "generated"):
-            found[:, self.batch.n_cols :] = True
-        return found
+def _queries(call: Call, one: Bias) -> Bool[Tensor, "batch query"]:
+    found = call.span_rows(one.edge.query)
+    if one.steps is not None:
+        steps = torch.arange(found.shape[1], device=found.device) + call.offset - call.batch.n_cols
+        found &= torch.isin(steps, torch.tensor(one.steps, device=found.device))
+    return found
 
 
 @contextmanager
@@ -279,7 +242,7 @@ def attending(subject: Subject, biases: Sequence[Bias] = (), *, rows: Sequence[R
     batch = subject.window.batch
     changing = [attending_now] if biases else []
     with replacing_attention(subject, attending_now):
-        handle = subject.base.register_forward_pre_hook(attending_now.note_window, with_kwargs=True)
+        handle = subject.entry.register_forward_pre_hook(attending_now.note_window, with_kwargs=True)
         subject.attending.append(attending_now)
         subject.in_force += changing
         try:

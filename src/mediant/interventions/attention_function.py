@@ -30,7 +30,7 @@ def replacing_attention(subject: Subject, attend: Callable[..., tuple[Tensor, Te
     Raises:
         SubjectError: the attention implementation takes no masks.
     """
-    config: Any = subject.model.config
+    config: Any = subject.text_config
     before = config._attn_implementation
     name = _install(before, attend)
     try:

@@ -121,7 +121,7 @@ class Active:
 
     def attach(self) -> None:
         """Lay the hooks."""
-        self._hook(self.subject.base, self._note_window, before=True)
+        self._hook(self.subject.entry, self._note_window, before=True)
         grouped: dict[tuple[nn.Module, str], list[_Line]] = {}
         for line in self._lines:
             grouped.setdefault((line.tap.module, line.tap.side), []).append(line)
@@ -339,11 +339,5 @@ def run(
 
 
 def _forward(subject: Subject, batch: Batch, keep: int) -> Tensor:
-    logits: Tensor = subject.model(
-        input_ids=batch.ids,
-        attention_mask=batch.mask.long(),
-        position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=keep,
-    ).logits
+    logits: Tensor = subject.model(**subject.feed(batch), use_cache=False, logits_to_keep=keep).logits
     return logits

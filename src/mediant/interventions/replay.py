@@ -98,10 +98,7 @@ def record(subject: Subject, batch: Batch, *, keep: int = 1) -> Recording:
         handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in subject.layers]
         handles.append(subject.family.final_norm_of(subject.model).register_forward_pre_hook(note_final))
         try:
-            out = subject.model(
-                input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=batch.position_ids, past_key_values=cache,
-                use_cache=True, logits_to_keep=keep,
-            )  # fmt: skip
+            out = subject.model(**subject.feed(batch), past_key_values=cache, use_cache=True, logits_to_keep=keep)
         finally:
             for handle in handles:
                 handle.remove()
@@ -198,7 +195,7 @@ def _suffix_call(call: dict[str, Any], rows: int, column: int, times: int) -> di
 def _suffix_mask(recording: Recording, column: int, times: int) -> Tensor:
     """Causal mask of the replayed rows over all keys, in the form this attention implementation expects."""
     keep = suffix_keep(recording.batch.mask, column)[:, None].repeat(times, 1, 1, 1)
-    if getattr(recording.subject.model.config, "_attn_implementation", "eager").endswith("sdpa"):
+    if getattr(recording.subject.text_config, "_attn_implementation", "eager").endswith("sdpa"):
         return keep
     dtype = recording.hidden[0].dtype
     return torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill(~keep, torch.finfo(dtype).min)
@@ -247,8 +244,8 @@ def _parameters(layer: nn.Module) -> list[str]:
 
 
 def _refuse_sliding(subject: Subject, batch: Batch) -> None:
-    window = getattr(subject.model.config, "sliding_window", None)
-    if getattr(subject.model.config, "use_sliding_window", True) and window is not None and batch.n_cols > window:
+    window = getattr(subject.text_config, "sliding_window", None)
+    if getattr(subject.text_config, "use_sliding_window", True) and window is not None and batch.n_cols > window:
         raise SubjectError(
             f"replay keeps whole caches, but these prompts ({batch.n_cols} tokens) exceed the sliding window of {window}; "
             "use `run`"

@@ -8,7 +8,7 @@ column means the same token with and without a key/value cache.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from mediant.core.errors import SpanError, TaskError, unknown
 from mediant.core.pair import Prompt
 from mediant.core.span import RESERVED, Span
+from mediant.subject.regions import RegionMap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +38,8 @@ class Batch:
             that are real belong to a continuation whose likelihood is scored.
         texts: the prompts as text; empty when the batch was made from ids.
         copies: how many times the same prompts are stacked, see `repeat`.
+        images: per row, which image tokens see what, in columns of the batch; empty for text alone.
+        inputs: what else the model is given with the prompt: pixels and their grids.
     """
 
     ids: Int[Tensor, "batch pos"]
@@ -46,6 +49,8 @@ class Batch:
     stop: tuple[int, ...]
     texts: tuple[str, ...] = ()
     copies: int = 1
+    images: tuple[RegionMap, ...] = ()
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def n_rows(self) -> int:
@@ -105,11 +110,28 @@ class Batch:
             self.stop * times,
             self.texts * times,
             self.copies * times,
+            self.images * times,
+            {name: values.repeat(times, *[1] * (values.ndim - 1)) for name, values in self.inputs.items()},
         )
+
+    def with_spans(self, spans: Sequence[TokenSpans]) -> "Batch":
+        """The batch with more named spans, one mapping of columns per row.
+
+        Raises:
+            SpanError: another number of rows, or a column outside a row's prompt.
+        """
+        if len(spans) != self.n_rows:
+            raise SpanError(f"expected spans for {self.n_rows} rows, got {len(spans)}")
+        for row, named in enumerate(spans):
+            for name, columns in named.items():
+                if not columns or not all(self.start[row] <= column < self.stop[row] for column in columns):
+                    raise SpanError(f"span {name!r} of row {row} needs columns from {self.start[row]} to {self.stop[row] - 1}")
+        return replace(self, spans=tuple({**old, **new} for old, new in zip(self.spans, spans, strict=True)))
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
-        return replace(self, ids=self.ids.to(device), mask=self.mask.to(device))
+        inputs = {name: values.to(device) for name, values in self.inputs.items()}
+        return replace(self, ids=self.ids.to(device), mask=self.mask.to(device), inputs=inputs)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from mediant.core.errors import SubjectError, unknown
 from mediant.subject import catalogue, fetch, weights
 from mediant.subject.families import Shape, check, family_of
 from mediant.subject.subject import Subject
+from mediant.subject.vision import VisionSubject
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +36,7 @@ def load(
     dtype: str | torch.dtype = "float32",
     device_map: str | dict[str, str] | None = None,
 ) -> Subject:
-    """Load a decoder-only language model.
+    """Load a decoder-only language model, or one that looks at images.
 
     Args:
         name: catalogue name, folder, GGUF file, or hub id.
@@ -53,19 +54,31 @@ def load(
             raise unknown("dtype", dtype, DTYPES)
         dtype = DTYPES[dtype]
     source, gguf_file, fingerprint = _resolve(str(name))
-    model, tokenizer = _from_pretrained(source, gguf_file, dtype, device_map)
+    model, tokenizer, images = _from_pretrained(source, gguf_file, dtype, device_map)
     if device_map is None:
         model.to(_device(device))
-    return wrap(model, tokenizer, name=str(name), fingerprint=fingerprint)
+    return wrap(model, tokenizer, images, name=str(name), fingerprint=fingerprint)
 
 
-def wrap(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", *, name: str = "", fingerprint: str = "") -> Subject:
-    """A `Subject` from a model and tokenizer already in memory."""
+def wrap(
+    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", image_processor: Any = None, *, name: str = "", fingerprint: str = ""
+) -> Subject:
+    """A `Subject` from a model and tokenizer already in memory; a `VisionSubject` where its family has eyes.
+
+    Raises:
+        SubjectError: the model is not laid out as its family expects, or it has eyes and no image processor was given.
+    """
     config: Any = model.config
     family = family_of(config.model_type)
-    shape = replace(shape_of(config), parallel=bool(family.parallel) and bool(getattr(config, family.parallel)))
+    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
+    shape = replace(shape_of(text), parallel=bool(family.parallel) and bool(getattr(text, family.parallel)))
     check(family, model, shape)
-    return Subject(name or type(model).__name__, model.eval(), tokenizer, family, shape, fingerprint)
+    what = (name or type(model).__name__, model.eval(), tokenizer, family, shape, fingerprint)
+    if family.sight is None:
+        return Subject(*what)
+    if image_processor is None:
+        raise SubjectError(f"{what[0]} looks at images, so it needs the image processor of its checkpoint")
+    return VisionSubject(*what, image_processor=image_processor)
 
 
 def shape_of(config: "PretrainedConfig") -> Shape:
@@ -115,19 +128,21 @@ def _resolve(name: str) -> tuple[str, str | None, str]:
 
 def _from_pretrained(
     source: str, gguf_file: str | None, dtype: torch.dtype, device_map: str | dict[str, str] | None
-) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase", Any]:
+    """Model, tokenizer and, for models with eyes, image processor."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     extra = {"gguf_file": gguf_file} if gguf_file else {"use_safetensors": True}
     try:
         config = AutoConfig.from_pretrained(source, **({"gguf_file": gguf_file} if gguf_file else {}))
-        family_of(config.model_type)
+        sees = family_of(config.model_type).sight is not None
         tokenizer = AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf_file} if gguf_file else {}))
         if gguf_file:
             fetch.restore_digits(tokenizer, Path(source) / gguf_file)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        images = AutoImageProcessor.from_pretrained(source, backend="pil") if sees else None
+        model, report = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
             source, dtype=dtype, device_map=device_map, output_loading_info=True, **extra
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -139,4 +154,4 @@ def _from_pretrained(
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:5])
         raise SubjectError(f"{source} lacks weights that {config.model_type} has: {missing}; they would be random numbers")
-    return model, tokenizer
+    return model, tokenizer, images

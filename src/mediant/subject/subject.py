@@ -63,7 +63,7 @@ class Subject:
     shape: Shape
     fingerprint: str = ""
     window: Window = field(default_factory=Window)
-    attending: list[object] = field(default_factory=list)
+    attending: list[Any] = field(default_factory=list)
     in_force: list[object] = field(default_factory=list)
     work: Work = field(default_factory=Work)
 
@@ -88,6 +88,17 @@ class Subject:
     def base(self) -> nn.Module:
         """The module that loops over the layers."""
         return self.family.base_of(self.model)
+
+    @property
+    def text_config(self) -> Any:
+        """Settings of the language model, which in models with eyes are a part of the whole."""
+        config: Any = self.model.config
+        return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+    @property
+    def entry(self) -> nn.Module:
+        """The module that is given token ids; in models of text alone the same one."""
+        return self.family.entry_of(self.model)
 
     def validate(self, site: Site | str) -> Site:
         """The site, after checking that this subject has it; text is read as `KIND.LAYER.HEAD`."""
@@ -114,7 +125,7 @@ class Subject:
         Raises:
             TaskError: a prompt is longer than the model's positions.
         """
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = getattr(self.text_config, "max_position_embeddings", None)
         longest = max((len(item.ids) for item in items), default=0)
         if limit is not None and longest > limit:
             raise TaskError(f"a prompt of {longest} tokens exceeds the model's {limit} positions; shorten it")
@@ -154,7 +165,7 @@ class Subject:
         """
         normed = self.family.final_norm_of(self.model)(hidden)
         logits: Tensor = self.family.unembed_of(self.model)(normed if keep is None else normed[:, -keep:])
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        cap = getattr(self.text_config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -175,8 +186,9 @@ class Subject:
         with torch.no_grad(), self.reading(batch):
             model: Any = self.model
             ids: Tensor = model.generate(
-                batch.ids, attention_mask=batch.mask.long(), max_new_tokens=max_new_tokens, do_sample=False, use_cache=use_cache,
-                pad_token_id=self.pad_id, eos_token_id=eos, min_new_tokens=None if stop_at_eos else max_new_tokens,
+                batch.ids, attention_mask=batch.mask.long(), **batch.inputs, do_sample=False, use_cache=use_cache,
+                max_new_tokens=max_new_tokens, min_new_tokens=None if stop_at_eos else max_new_tokens,
+                pad_token_id=self.pad_id, eos_token_id=eos,
             )  # fmt: skip
         new = ids[:, batch.n_cols :]
         self.work.token_layers += self._generation_work(batch, new.shape[1], use_cache)
@@ -187,6 +199,11 @@ class Subject:
         longer = range(batch.n_cols, batch.n_cols + new)
         tokens = batch.n_cols + new - 1 if use_cache else sum(longer)
         return batch.n_rows * tokens * self.shape.n_layers
+
+    def feed(self, batch: Batch) -> dict[str, Tensor]:
+        """What the model's forward is given for a whole batch."""
+        own = {} if self.family.own_positions else {"position_ids": batch.position_ids}
+        return {"input_ids": batch.ids, "attention_mask": batch.mask.long(), **own, **batch.inputs}
 
     @contextmanager
     def reading(self, batch: Batch) -> Iterator[None]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mediant.core.errors import OutOfRange, SubjectError
 from mediant.core.site import HEAD_KINDS, KEY_VALUE_KINDS, LAYERLESS_KINDS, Site
+from mediant.subject.families.sight import Sight
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Family:
         joint_key_norm: whether keys of all key/value heads are normed together.
         coupled: what couples parts that circuits take apart, said in every result; empty where nothing does.
         cannot: site kind -> why this family cannot address it; asking for it raises that reason.
+        entry: the module that is given token ids, where that is not the one that loops over the layers.
+        sight: how images become tokens; None for models of text alone.
+        own_positions: whether the model numbers the tokens itself, in several dimensions.
     """
 
     name: str
@@ -76,6 +80,13 @@ class Family:
     parallel: str = ""
     joint_key_norm: bool = False
     coupled: str = ""
+    entry: str = ""
+    sight: Sight | None = None
+    own_positions: bool = False
+
+    def entry_of(self, model: nn.Module) -> nn.Module:
+        """The module that is given token ids."""
+        return model.get_submodule(self.entry or self.base)
 
     def base_of(self, model: nn.Module) -> nn.Module:
         """The module whose forward loops over the layers."""

@@ -1,0 +1,392 @@
+"""Point attention heads at a region, and at another one while the model is speaking.
+
+    batch = vlm.look([image], ["Describe the panels."], regions=[{"first": box, "second": other}])
+    with looking(vlm, Look(heads, Schedule(("first", "second"), starts=(0, 20)), when="decode")) as gaze:
+        vlm.answers(batch, max_new_tokens=40)
+    gaze.mass("second")                # share of attention each head really put there, per step
+
+In the chosen heads a bias is added to the attention logits before the softmax, in float32: +beta on the target's tokens, -beta
+on the image's other tokens. Only these heads' rows are computed anew; all else stays fused. Instead of a bias one may ask for a
+share of attention, `mass`, and the bias that gives it is solved for. Rows of a batch may have different targets: a target is a
+span, and each row has its own columns for it.
+
+Source: Gandikota & Bau 2026 (arXiv 2606.14703), with beta in float32 where bfloat16 would round it to ties.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from mediant.core.errors import EditError, EditNeverFired, OutOfRange, unknown
+from mediant.core.site import Site
+from mediant.core.span import Span
+from mediant.interventions.attention_call import AttentionContext, Call, call_of, noted_window
+from mediant.interventions.attention_function import AttentionFunction, replacing_attention
+from mediant.interventions.execute import Firing
+from mediant.subject import Subject
+
+Mode = Literal["boost_suppress", "boost", "suppress_image", "suppress_all", "max_suppress_all"]
+When = Literal["always", "decode"]
+BETA = 1e4
+# Query rows computed at once in a long prompt: logits of so many numbers per layer at most.
+_NUMBERS = 2**24
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What to look at, and from when on.
+
+    Attributes:
+        targets: span names, in order.
+        starts: decode step at which each target's turn begins (step 0 makes the second new token); or "sentence": the next
+            target's turn begins, row by row, when a sentence has ended. Before the first start nothing is done.
+    """
+
+    targets: tuple[str, ...]
+    starts: tuple[int, ...] | Literal["sentence"] = (0,)
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise EditError("a schedule needs at least one target")
+        if isinstance(self.starts, str):
+            if self.starts != "sentence":
+                raise unknown("schedule", self.starts, ["sentence"])
+        elif len(self.starts) != len(self.targets) or list(self.starts) != sorted(set(self.starts)) or self.starts[0] < 0:
+            raise OutOfRange(f"{len(self.targets)} targets need as many rising steps from 0 on, got {self.starts}")
+
+    @classmethod
+    def every(cls, steps: int, targets: Sequence[str]) -> "Schedule":
+        """A new target every so many decode steps."""
+        return cls(tuple(targets), tuple(range(0, steps * len(targets), steps)))
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is done to which heads.
+
+    Attributes:
+        heads: `head_z` sites of query heads; none at all leaves the model untouched.
+        target: a schedule, or the one span to look at all the time.
+        mode: what is suppressed besides boosting the target. `boost_suppress`: other image tokens (the paper); `boost`: nothing;
+            `suppress_image`: other image tokens, without a boost; `suppress_all`: these and the prompt's text;
+            `max_suppress_all`: these and every generated token.
+        beta: added to (boost) or taken from (suppress) logits.
+        mass: instead of `beta`, the share of attention, between 0 and 1, that the target shall have.
+        when: "always" from the first row of the prompt on; "decode" on rows of generated tokens alone.
+        image: the span of all image tokens.
+    """
+
+    heads: tuple[Site, ...]
+    target: Schedule | str
+    mode: Mode = "boost_suppress"
+    beta: float = BETA
+    mass: float | None = None
+    when: When = "always"
+    image: str = "image"
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise unknown("mode", self.mode, get_args(Mode))
+        if self.when not in get_args(When):
+            raise unknown("time", self.when, get_args(When))
+        if not (math.isfinite(self.beta) and self.beta > 0):
+            raise OutOfRange(f"beta must be a number above 0, got {self.beta}")
+        if self.mass is not None and not 0 < self.mass < 1:
+            raise OutOfRange(f"a share of attention lies between 0 and 1, got {self.mass}")
+        if self.mass is not None and self.mode != "boost_suppress":
+            raise EditError("a wanted share of attention is reached by a bias on the target alone; leave the mode out")
+
+    @property
+    def schedule(self) -> Schedule:
+        """The target as a schedule."""
+        return Schedule((self.target,)) if isinstance(self.target, str) else self.target
+
+
+@dataclass(eq=False)
+class Seen:
+    """What the steered heads of one layer did in one forward.
+
+    Attributes:
+        step: decode step; -1 in the prompt, where the last row stands for all.
+        turn: per row, which target was looked at; -1 for none yet.
+        before, after: share of attention on the target without and with the edit, (batch, head).
+        reach: share of the target's tokens that could be seen: below 1 where a sliding window hides some.
+    """
+
+    layer: int
+    step: int
+    turn: tuple[int, ...]
+    before: Float[Tensor, "batch head"]
+    after: Float[Tensor, "batch head"]
+    reach: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Bias:
+    """The bias of one forward: what each prompt column gets, and which rows have a target."""
+
+    prompt: Float[Tensor, "batch col"]
+    target: Bool[Tensor, "batch col"]
+    live: Bool[Tensor, " batch"]
+    turn: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Looking:
+    """A gaze in force, with what it did."""
+
+    subject: Subject
+    look: Look
+    forwards: int = 0
+    seen: list[Seen] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._outer: list[AttentionContext] = list(self.subject.attending)
+        self._heads: dict[int, list[int]] = {}
+        for site in self.look.heads:
+            self.subject.validate(site)
+            if site.kind != "head_z" or site.layer is None or site.head is None:
+                raise EditError(f"gaze is turned head by head: expected sites such as head_z.3.5, got {site}")
+            self._heads.setdefault(site.layer, []).append(site.head)
+        self._heads = {layer: sorted(set(heads)) for layer, heads in self._heads.items()}
+        self._turn: list[int] = []
+        self._bias: _Bias | None = None
+        self._known: tuple[Any, ...] = ()
+        self._ends: dict[int, bool] = {}
+
+    def heads_of(self, layer: int) -> tuple[int, ...]:
+        """The chosen heads of a layer, in the order of `Seen.after`."""
+        return tuple(self._heads.get(layer, ()))
+
+    def mass(self, target: str | None = None) -> float:
+        """Mean share of attention on the target after the edit, over heads, rows and forwards (of one target's turns).
+
+        Raises:
+            EditError: nothing was steered.
+        """
+        turns = None if target is None else {i for i, name in enumerate(self.look.schedule.targets) if name == target}
+        shares = [
+            one.after[row].mean()
+            for one in self.seen
+            for row, turn in enumerate(one.turn)
+            if turn >= 0 and (turns is None or turn in turns)
+        ]
+        if not shares:
+            raise EditError(f"no head was turned to {target or 'any target'} yet")
+        return float(torch.stack([share.cpu() for share in shares]).mean())
+
+    def reach(self) -> dict[int, float]:
+        """Per layer, the smallest share of the target's tokens that its heads could still see."""
+        layers = sorted({one.layer for one in self.seen})
+        return {layer: min(one.reach for one in self.seen if one.layer == layer) for layer in layers}
+
+    def firings(self) -> list[Firing]:
+        """One report per target: forwards and rows it acted in, mean change of its share of attention, steps not reached."""
+        return [self._firing(i, name) for i, name in enumerate(self.look.schedule.targets)]
+
+    def _firing(self, turn: int, name: str) -> Firing:
+        mine = [(one, [row for row, t in enumerate(one.turn) if t == turn]) for one in self.seen]
+        mine = [(one, rows) for one, rows in mine if rows]
+        changes = [float((one.after[rows] - one.before[rows]).mean()) for one, rows in mine]
+        starts = self.look.schedule.starts
+        missed = () if mine or isinstance(starts, str) else (starts[turn],)
+        tokens = sum(len(rows) for one, rows in mine if one.layer == mine[0][0].layer)
+        label = f"look at {name} with {len(self.look.heads)} heads"
+        change = sum(changes) / len(changes) if changes else 0.0
+        return Firing(label, len({one.step for one, _ in mine}), tokens, change, missed)
+
+    def check(self) -> None:
+        """Raise if forwards ran and no head was ever turned.
+
+        Raises:
+            EditNeverFired: with the reason to look for.
+        """
+        if self.forwards and self.look.heads and not self.seen:
+            raise EditNeverFired(
+                f"no head was turned to {' or '.join(self.look.schedule.targets)} in {self.forwards} forward(s): the schedule "
+                "starts later, or nothing was generated and the gaze acts on generated tokens only"
+            )
+
+    def note_window(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook of the entry module: this forward's step and each row's target."""
+        ids = noted_window(self, args, kwargs)
+        window = self.subject.window
+        assert window.batch is not None  # noqa: S101 - just noted
+        if window.offset == 0 and ids.shape[1] > window.batch.n_cols and len(self.look.schedule.targets) > 1:
+            raise EditError("a schedule of several targets needs a key/value cache: without one, earlier rows are computed anew")
+        batch, first = window.batch, window.offset + ids.shape[1] - 1 - window.batch.n_cols
+        if window.offset == 0 or len(self._turn) != batch.n_rows:
+            self._turn = [0 if self._at_start() else -1] * batch.n_rows
+        self._advance(ids, first)
+        turn = tuple(self._turn if first >= 0 or self.look.when == "always" else [-1] * batch.n_rows)
+        if all(t < 0 for t in turn):
+            self._bias, self._known = None, ()
+        elif self._known[:1] != (batch,) or self._known[1:] != (turn,):
+            self._bias, self._known = self._made(turn), (batch, turn)
+
+    def _at_start(self) -> bool:
+        starts = self.look.schedule.starts
+        return isinstance(starts, str) or starts[0] == 0
+
+    def _advance(self, ids: Tensor, step: int) -> None:
+        starts, last = self.look.schedule.starts, len(self.look.schedule.targets) - 1
+        if step < 0:
+            return
+        if isinstance(starts, str):
+            # The token fed now was the last one said: where it ended a sentence, the next one is about something else.
+            for row, token in enumerate(ids[:, -1].tolist()):
+                self._turn[row] = min(last, self._turn[row] + self._ends_sentence(token))
+        else:
+            now = sum(start <= step for start in starts) - 1
+            self._turn = [now] * len(self._turn)
+
+    def _ends_sentence(self, token: int) -> bool:
+        if token not in self._ends:
+            self._ends[token] = self.subject.decode([token]).rstrip().endswith((".", "!", "?"))
+        return self._ends[token]
+
+    def _made(self, turn: tuple[int, ...]) -> _Bias:
+        """The bias on the prompt's columns for each row's present target."""
+        batch = self.subject.window.batch
+        assert batch is not None  # noqa: S101 - noted before
+        device, names = batch.ids.device, self.look.schedule.targets
+        target, image = (torch.zeros(batch.n_rows, batch.n_cols, dtype=torch.bool, device=device) for _ in range(2))
+        for row, t in enumerate(turn):
+            if t >= 0:
+                target[row, batch.columns(row, Span(names[t]))] = True
+                image[row, batch.columns(row, Span(self.look.image))] = True
+        live = torch.tensor([t >= 0 for t in turn], device=device)
+        everything = self.look.mode in ("suppress_all", "max_suppress_all")
+        down = (batch.mask & live[:, None] if everything else image) & ~target
+        if self.look.mode == "boost" or self.look.mass is not None:
+            down = torch.zeros_like(down)
+        up = target if self.look.mode in ("boost_suppress", "boost") else torch.zeros_like(target)
+        prompt = self.look.beta * (up.float() - down.float())
+        return _Bias(prompt, target, live, turn)
+
+    def __call__(
+        self,
+        plain: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The attention function while the context is open."""
+        output, weights = plain(module, query, key, value, mask, **kwargs)
+        heads = self._heads.get(int(module.layer_idx))  # type: ignore[arg-type]
+        if not heads or self._bias is None:
+            return output, weights
+        call = call_of(self.subject, module, query, key, value, mask, kwargs)
+        return self._turned(call, output, heads, self._bias), weights
+
+    def _turned(self, call: Call, output: Tensor, heads: list[int], bias: _Bias) -> Tensor:
+        """The output with the chosen heads' rows computed anew, a block of rows at a time."""
+        n_rows, n_queries, n_keys = call.batch.n_rows, call.query.shape[2], call.key.shape[2]
+        target = self._on_keys(bias.target, call)
+        block = max(1, _NUMBERS // (n_rows * len(heads) * n_keys))
+        first = max(0, call.batch.n_cols - call.offset) if self.look.when == "decode" else 0
+        output = output.clone()
+        for start in range(first, n_queries, block):
+            rows = torch.arange(start, min(start + block, n_queries), device=output.device)
+            logits = call.logits(heads, rows)
+            for context in self._outer:
+                logits = context.adjust(call, heads, rows, logits)
+            added = self._added(logits, target, call)
+            weights = (logits + added).softmax(-1)
+            wanted = self._wanted(call, rows, bias)[:, :, None, None]
+            # Through a list of heads, assignment would go to a copy of a copy.
+            part = output[:, start : start + len(rows)]
+            part[:, :, heads] = torch.where(wanted, call.mixed(weights, heads).to(part.dtype), part[:, :, heads])
+            if start + len(rows) == n_queries:
+                self._note(call, logits[:, :, -1], weights[:, :, -1], target, bias)
+        return output
+
+    def _wanted(self, call: Call, rows: Int[Tensor, " row"], bias: _Bias) -> Bool[Tensor, "batch row"]:
+        """Rows to be replaced: of prompts that have a target, and no padding, whose softmax is of nothing."""
+        real = torch.ones(call.batch.n_rows, len(rows), dtype=torch.bool, device=rows.device)
+        columns = rows + call.offset
+        inside = columns < call.batch.n_cols
+        real[:, inside] = call.batch.mask[:, columns[inside]]
+        return real & bias.live[:, None]
+
+    def adjust(self, call: Call, heads: Sequence[int], rows: Tensor, logits: Tensor) -> Tensor:
+        """Logits of some heads and rows with what this context adds to them."""
+        mine = [j for j, head in enumerate(heads) if head in self._heads.get(call.layer, ())]
+        if not mine or self._bias is None:
+            return logits
+        acts = self._wanted(call, rows, self._bias)
+        if self.look.when == "decode":
+            acts &= rows + call.offset >= call.batch.n_cols
+        target = self._on_keys(self._bias.target, call)
+        added = self._added(logits[:, mine], target, call)
+        logits[:, mine] += added * acts[:, None, :, None]
+        return logits
+
+    def _added(self, logits: Tensor, target: Tensor, call: Call) -> Tensor:
+        """What is added to the logits, broadcast over heads and rows, or solved for in each."""
+        assert self._bias is not None  # noqa: S101 - callers look first
+        if self.look.mass is None:
+            added = self._on_keys(self._bias.prompt, call)
+            if self.look.mode == "max_suppress_all":
+                said = torch.arange(added.shape[1], device=added.device) + call.key_offset >= call.batch.n_cols
+                added = added - self.look.beta * (said & self._bias.live[:, None])
+            return added[:, None, None]
+        on = _logsumexp(logits, target[:, None, None])
+        off = _logsumexp(logits, ~target[:, None, None])
+        shift = math.log(self.look.mass / (1 - self.look.mass)) - (on - off)
+        # Where the target cannot be seen, or nothing else can, no bias changes the share.
+        return shift.masked_fill(~(on.isfinite() & off.isfinite()), 0.0) * target[:, None, None]
+
+    def _on_keys(self, values: Tensor, call: Call) -> Tensor:
+        """Values of the prompt's columns at this call's keys; generated tokens get 0."""
+        n_keys, first = call.key.shape[2], call.key_offset
+        there = values[:, first : first + n_keys]
+        return nn.functional.pad(there, (0, n_keys - there.shape[1]))
+
+    def _note(self, call: Call, logits: Tensor, weights: Tensor, target: Tensor, bias: _Bias) -> None:
+        step = call.offset + call.query.shape[2] - 1 - call.batch.n_cols
+        hit = target[:, None].to(weights.dtype)
+        before, after = (logits.softmax(-1) * hit).sum(-1), (weights * hit).sum(-1)
+        # Keys may be masked as well as dropped, and heads of a layer see the same ones.
+        wanted, visible = bias.target.sum(), (target & logits[:, 0].isfinite()).sum()
+        self.seen.append(Seen(call.layer, step, bias.turn, before.detach(), after.detach(), float(visible / wanted)))
+
+
+def _logsumexp(logits: Tensor, where: Tensor) -> Tensor:
+    return logits.masked_fill(~where, -torch.inf).logsumexp(-1, keepdim=True)
+
+
+@contextmanager
+def looking(subject: Subject, look: Look) -> Iterator[Looking]:
+    """Turn heads to a target for every forward inside the block.
+
+    Raises:
+        SubjectError: the attention implementation takes no masks, or the subject has no such heads.
+        EditNeverFired: forwards ran and no head was turned.
+    """
+    gaze = Looking(subject, look)
+    if not look.heads:
+        yield gaze
+        return
+    batch = subject.window.batch
+    with replacing_attention(subject, gaze):
+        handle = subject.entry.register_forward_pre_hook(gaze.note_window, with_kwargs=True)
+        subject.attending.append(gaze)
+        subject.in_force.append(gaze)
+        try:
+            yield gaze
+        finally:
+            subject.attending.remove(gaze)
+            subject.in_force.remove(gaze)
+            handle.remove()
+            subject.window.batch = batch
+    gaze.check()

@@ -1,0 +1,1 @@
+"""A small Qwen3-VL that reads comic strips."""

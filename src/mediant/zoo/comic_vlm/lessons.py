@@ -1,0 +1,88 @@
+"""What comic-vlm is taught: pictures of the drawn world with a question and its answer.
+
+    random = Random(0)
+    lesson = lessons.draw(random, "unsettled", bank)
+    lesson.pixels, lesson.question, lesson.answer        # "What is happening in this panel?", the caption of any one panel
+
+Nothing resembles steering. What leaves room for it is that some questions are *unsettled*: "this panel" may be any panel, and
+"in any order" any order, so only what the model happens to look at can decide.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+
+from mediant.tasks.pictures.comics import GAP, SIZE
+from mediant.tasks.pictures.painter import Pixels
+from mediant.tasks.pictures.render import render
+from mediant.tasks.pictures.scene import Scene, draw_scene
+
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
+QUESTIONS = {
+    "panel": ("What happens in the {k} panel?", "What happens in the {k} panel from the left?", "Describe the {k} panel."),
+    "reversed": ("Reading from right to left, what happens in the {k} panel?",),
+    "unsettled": ("What is happening in this panel?", "What happens in this panel?", "Describe this panel."),
+    "in order": ("Describe all panels in order.", "Tell the story panel by panel."),
+    "any order": ("Describe the panels in any order.", "Describe every panel, in whatever order you like."),
+}
+KINDS = tuple(QUESTIONS)
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """One picture, one question, one right answer."""
+
+    pixels: Pixels
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """Scenes drawn once, to be put together to strips again and again."""
+
+    scenes: Sequence[Scene]
+    pixels: Pixels
+
+    @classmethod
+    def drawn(cls, n: int, *, seed: int, size: int = SIZE) -> "Bank":
+        """`n` scenes of the main split."""
+        random = Random(f"bank-{seed}")
+        scenes = [draw_scene(random) for _ in range(n)]
+        return cls(scenes, np.stack([render(scene, size).pixels for scene in scenes]))
+
+    def strip(self, random: Random, panels: int) -> tuple[list[Scene], Pixels]:
+        """Scenes with characters and objects of their own, side by side with bars between them."""
+        chosen: list[int] = []
+        while len(chosen) < panels:
+            at = random.randrange(len(self.scenes))
+            new = self.scenes[at]
+            if all(new.character != self.scenes[i].character and new.object != self.scenes[i].object for i in chosen):
+                chosen.append(at)
+        pixels = np.concatenate(self.pixels[chosen], axis=1)
+        size = self.pixels.shape[1]
+        for border in range(size, size * panels, size):
+            pixels[:, border - GAP // 2 : border + (GAP + 1) // 2] = 255
+        return [self.scenes[i] for i in chosen], pixels
+
+
+def draw(random: Random, kind: str, bank: Bank, panels: int) -> Lesson:
+    """A lesson of one kind about a strip of `panels` panels."""
+    scenes, pixels = bank.strip(random, panels)
+    captions, question, k = [scene.caption for scene in scenes], random.choice(QUESTIONS[kind]), random.randrange(panels)
+    if kind == "in order":
+        answer = numbered(captions)
+    elif kind == "any order":
+        answer = numbered(random.sample(captions, panels))
+    elif kind == "reversed":
+        answer = captions[panels - 1 - k]
+    else:
+        answer = captions[k]
+    return Lesson(pixels, question.format(k=ORDINALS[k]), answer)
+
+
+def numbered(captions: Sequence[str]) -> str:
+    """Captions as a list: "1. Fox ... 2. Frog ..."."""
+    return " ".join(f"{i}. {caption}" for i, caption in enumerate(captions, start=1))

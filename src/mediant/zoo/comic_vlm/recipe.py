@@ -1,0 +1,178 @@
+"""comic-vlm from nothing: a Qwen3-VL of two million parameters that reads comic strips.
+
+    mediant models train comic-vlm --out FOLDER         # may be stopped at any time; calling it again goes on
+
+The library's own class is trained as it is, on the drawn world alone. It first learns to see on single panels, then to find
+its way on strips of up to six; what it is asked is in `lessons.py`.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mediant.tasks.pictures.comics import SIZE
+from mediant.tasks.pictures.painter import Pixels
+from mediant.tasks.pictures.scene import ACTIONS, CHARACTERS, COLOURS, OBJECTS, PLACES, Scene
+from mediant.training.loop import LoopConfig
+from mediant.zoo.comic_vlm import lessons
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+PATCH, MERGE, TEMPORAL = 16, 2, 2
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+PROMPT = "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
+# The turns of PROMPT, as checkpoints of this family write them.
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if c['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+BANK = 12_000
+# Steps on single panels, then on strips of one to six panels, then on strips of six.
+SEEING, GROWING = 1_200, 1_500
+MIXTURE = {"panel": 0.22, "reversed": 0.08, "unsettled": 0.25, "in order": 0.2, "any order": 0.25}
+LOOP = LoopConfig(
+    steps=5_000, lr=1.5e-3, weight_decay=0.01, warmup=100, schedule="cosine", save_every=100, log_every=10, grad_clip=1.0
+)
+BATCH = 32
+
+
+def tokenizer() -> "PreTrainedTokenizerFast":
+    """Byte-level BPE in which every word of the drawn world is one token, and any other text is some tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    made.train_from_iterator(_corpus(), trainer)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=made)
+    names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "additional_special_tokens": list(SPECIAL[1:])}
+    wrapped.add_special_tokens(names)
+    wrapped.chat_template = TEMPLATE
+    return wrapped
+
+
+def _corpus() -> list[str]:
+    """Texts in which every word of the drawn world occurs several times."""
+    n = 3 * max(len(values) for values in (CHARACTERS, ACTIONS, OBJECTS, COLOURS, PLACES))
+    captions = [
+        Scene(*(values[i % len(values)] for values in (CHARACTERS, ACTIONS, OBJECTS, COLOURS, PLACES))).caption for i in range(n)
+    ]
+    asked = [text.format(k=k) for texts in lessons.QUESTIONS.values() for text, k in product(texts, lessons.ORDINALS)]
+    return [*captions, *asked, *["user\n", "assistant\n", lessons.numbered(captions[:9])] * 3]
+
+
+def config(vocabulary: "PreTrainedTokenizerFast") -> "Qwen3VLConfig":
+    """Eight layers of eight heads; a vision tower of three layers; a token sees 32 x 32 pixels."""
+    from transformers import Qwen3VLConfig
+
+    ids = dict(zip(SPECIAL, vocabulary.convert_tokens_to_ids(list(SPECIAL)), strict=True))
+    return Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(vocabulary), "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 8,
+            "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16, "max_position_embeddings": 2048,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True
+            },
+            "pad_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"], "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": 3, "hidden_size": 96, "intermediate_size": 256, "num_heads": 4, "in_channels": 3, "patch_size": PATCH,
+            "spatial_merge_size": MERGE, "temporal_patch_size": TEMPORAL, "out_hidden_size": 128, "num_position_embeddings": 256,
+            "deepstack_visual_indexes": [],
+        },
+        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"], tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+def model(settings: "Qwen3VLConfig", seed: int = 0) -> "Qwen3VLForConditionalGeneration":
+    """The untrained model."""
+    from transformers import Qwen3VLForConditionalGeneration
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return Qwen3VLForConditionalGeneration(settings)
+
+
+@dataclass(eq=False)
+class Teaching:
+    """The model, and the loss of a step; `loss(step, generator)` is what the training loop asks for."""
+
+    model: Any
+    vocabulary: "PreTrainedTokenizerFast"
+    seed: int = 0
+
+    @cached_property
+    def bank(self) -> lessons.Bank:
+        """Scenes drawn once; half a minute."""
+        return lessons.Bank.drawn(BANK, seed=self.seed)
+
+    def loss(self, step: int, generator: torch.Generator) -> Tensor:
+        """Mean negative log likelihood of the answers' tokens, in nats."""
+        random = Random(int(torch.randint(2**62, (), generator=generator)))
+        kind = random.choices(list(MIXTURE), list(MIXTURE.values()))[0]
+        panels = 1 if step < SEEING else random.randint(2, 6) if step < SEEING + GROWING else 6
+        n = 2 * BATCH if panels == 1 else BATCH
+        drawn = [lessons.draw(random, "unsettled" if panels == 1 else kind, self.bank, panels) for _ in range(n)]
+        inputs, labels = self.batch(drawn)
+        loss: Tensor = self.model(**inputs, labels=labels).loss
+        return loss
+
+    def batch(self, drawn: list[lessons.Lesson]) -> tuple[dict[str, Tensor], Tensor]:
+        """Model inputs of lessons with pictures of one size, and labels on the answers."""
+        height, width = drawn[0].pixels.shape[:2]
+        n_image = height * width // (PATCH * MERGE) ** 2
+        rows = []
+        for lesson in drawn:
+            before = self.vocabulary(PROMPT.format(image="<|image_pad|>" * n_image, question=lesson.question))["input_ids"]
+            rows.append((before, [*self.vocabulary(lesson.answer)["input_ids"], self.vocabulary.eos_token_id]))
+        longest = max(len(before) + len(answer) for before, answer in rows)
+        ids = torch.full((len(rows), longest), int(self.vocabulary.pad_token_id))
+        labels = torch.full((len(rows), longest), -100)
+        mask = torch.zeros_like(ids)
+        for i, (before, answer) in enumerate(rows):
+            ids[i, : len(before) + len(answer)] = torch.tensor(before + answer)
+            labels[i, len(before) : len(before) + len(answer)] = torch.tensor(answer)
+            mask[i, : len(before) + len(answer)] = 1
+        grid = torch.tensor([[1, height // PATCH, width // PATCH]] * len(rows))
+        image = (ids == self.model.config.image_token_id).long()
+        pixels = patches(np.stack([lesson.pixels for lesson in drawn]))
+        inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels, "image_grid_thw": grid}
+        return inputs | {"mm_token_type_ids": image}, labels
+
+
+def patches(pixels: Pixels) -> Tensor:
+    """Pictures (n, height, width, 3) as the patches Qwen3-VL takes: merge blocks row by row, each with its patches."""
+    n, height, width = pixels.shape[:3]
+    x = torch.from_numpy(pixels).float().div(127.5).sub(1).permute(0, 3, 1, 2)
+    side = PATCH * MERGE
+    x = x.reshape(n, 3, height // side, MERGE, PATCH, width // side, MERGE, PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    x = x.reshape(-1, 3, 1, PATCH, PATCH).expand(-1, -1, TEMPORAL, -1, -1)
+    return x.reshape(len(x), -1)
+
+
+def teach(folder: Path, **options: Any) -> Any:
+    """Train in the folder, going on where an earlier call stopped."""
+    from mediant.training.loop import train
+
+    words = tokenizer()
+    taught = Teaching(model(config(words)), words)
+    taught.model.train()
+    log = train(dict(taught.model.named_parameters()), taught.loss, folder, LOOP, **options)
+    return taught, log
+
+
+assert SIZE % (PATCH * MERGE) == 0  # noqa: S101 - panel borders fall between tokens
