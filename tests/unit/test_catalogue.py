@@ -58,8 +58,9 @@ def test_every_shipped_model_has_a_card_that_names_it_and_its_licence() -> None:
         text = catalogue.card_text(name)
         assert f"`{name}`" in text
         assert card.licence in text
-        assert card.hub_id in text
-        assert f"{card.wheel.package}` {card.wheel.version}" in text
+        if card.wheel is not None:
+            assert card.hub_id in text
+            assert f"{card.wheel.package}` {card.wheel.version}" in text
 
 
 def test_the_card_of_a_quantised_model_says_that_its_numbers_are_not_the_published_ones() -> None:
@@ -96,7 +97,7 @@ def test_a_card_cannot_be_changed(tmp_path: Path) -> None:
         ({"sha256": f'"{SHA.upper()}"'}, f"field 'wheel.sha256': .* got '{SHA.upper()}'"),
         ({"sha256": f'"{SHA[:-1]}"'}, "field 'wheel.sha256': .* got"),
         ({"dtype": '"float8"'}, "field 'wheel.dtype': .*'float32' or 'bfloat16', got 'float8'"),
-        ({"kind": '"image"'}, "field 'kind': .*'language', got 'image'"),
+        ({"kind": '"image"'}, "field 'kind': .*'language' or .*, got 'image'"),
         ({"title": '""'}, "field 'title': .* got ''"),
         ({"title": "3"}, "field 'title': .*valid string, got 3"),
         ({"disk_mb": "0"}, "field 'wheel.disk_mb': .*greater than 0, got 0"),
@@ -165,5 +166,5 @@ def test_reading_the_catalogue_needs_no_torch() -> None:
         "print(sorted(module.models()), 'torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, check=True).stdout
-    assert out.startswith("['smollm2-135m'")
+    assert "'smollm2-135m'" in out
     assert out.strip().endswith("False")

@@ -33,7 +33,7 @@ PACKAGES = ["mediant", "torch", "transformers", "gguf", "safetensors"]
 
 def card_of(gguf: bytes = GGUF, dtype: str = "float32", disk_mb: int = 1) -> ModelCard:
     wheel = Wheel("tiny-model", "1.0", MEMBER, hashlib.sha256(gguf).hexdigest(), dtype, disk_mb)  # type: ignore[arg-type]
-    return ModelCard("tiny", "Tiny", "A model of two numbers.", "MIT", "a/b", "language", wheel)
+    return ModelCard("tiny", "Tiny", "A model of two numbers.", "MIT", "language", "a/b", wheel)
 
 
 def wheel_of(path: Path, members: dict[str, bytes] | None = None) -> Path:

@@ -64,6 +64,36 @@ def heat_maps(
     return figure
 
 
+def share_maps(
+    tables: Sequence[tuple[str, Array]], columns: Sequence[str], rows: Sequence[str], *, row_title: str, column_title: str = ""
+) -> "Figure":
+    """Heat maps of shares side by side, on one scale from 0 to the largest; tables have shape (row, column), first row on top."""
+    from plotly.graph_objects import Figure, Heatmap
+    from plotly.subplots import make_subplots
+
+    figure: Figure = make_subplots(
+        rows=1, cols=len(tables), shared_yaxes=True, horizontal_spacing=0.025, subplot_titles=[plain(name) for name, _ in tables]
+    )
+    x, y, reach = list(range(len(columns))), list(range(len(rows))), max(float(table.max()) for _, table in tables)
+    shown = [plain(visible(c)) for c in columns]
+    for i, (name, table) in enumerate(tables, start=1):
+        hover = [
+            [f"{plain(name)}<br>{plain(row_title)} {plain(r)}, {c}: {v:.2f}" for c, v in zip(shown, line, strict=True)]
+            for r, line in zip(rows, table, strict=True)
+        ]
+        figure.add_trace(
+            Heatmap(z=table.tolist(), x=x, y=y, text=hover, hoverinfo="text", coloraxis="coloraxis", xgap=1, ygap=1), row=1, col=i
+        )
+    tick = max(1, len(columns) // 12)
+    figure.update_xaxes(tickvals=x[::tick], ticktext=shown[::tick], showgrid=False, zeroline=False)
+    figure.update_xaxes(title_text=plain(column_title), title_standoff=6)
+    figure.update_yaxes(tickvals=y, ticktext=[plain(r) for r in rows], showgrid=False, zeroline=False, autorange="reversed")
+    figure.update_yaxes(title_text=plain(row_title), title_standoff=10, automargin=True, col=1)
+    bar = {"thickness": 8, "outlinewidth": 0, "len": 0.9, "tickformat": ".1f"}
+    figure.update_layout(height=130 + 26 * len(rows), coloraxis={"cmin": 0, "cmax": reach or 1.0, "colorbar": bar})
+    return figure
+
+
 def _colour_axis(table: Array, domain: tuple[float, float]) -> dict[str, object]:
     """A diverging scale of its own, centred at 0, with its bar above the panel."""
     reach = float(np.abs(table).max()) or 1.0
@@ -120,8 +150,10 @@ class Line:
     colour: str = ACCENT
 
 
-def curves(lines: Sequence[Line], *, x_title: str, y_title: str, level: float | None = None) -> "Figure":
-    """Curves with bands on a logarithmic x axis; `level` draws a dashed line across."""
+def curves(
+    lines: Sequence[Line], *, x_title: str, y_title: str, level: float | None = None, unit: str = "edges", log: bool = True
+) -> "Figure":
+    """Curves with bands; `level` draws a dashed line across, `unit` names what x counts."""
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
@@ -133,7 +165,7 @@ def curves(lines: Sequence[Line], *, x_title: str, y_title: str, level: float | 
                 line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name,
             )
         )  # fmt: skip
-        hover = [f"{name}<br>{a:,.0f} edges: {b:.2f}" for a, b in zip(x, line.y, strict=True)]
+        hover = [f"{name}<br>{a:,.0f} {plain(unit)}: {b:.2f}" for a, b in zip(x, line.y, strict=True)]
         figure.add_trace(
             Scatter(
                 x=x, y=list(line.y), mode="lines+markers", name=name, legendgroup=name, hovertext=hover, hoverinfo="text",
@@ -142,7 +174,7 @@ def curves(lines: Sequence[Line], *, x_title: str, y_title: str, level: float | 
         )  # fmt: skip
     if level is not None:
         figure.add_hline(y=level, line={"color": MUTED, "width": 1, "dash": "dash"})
-    figure.update_xaxes(type="log", title_text=plain(x_title), dtick=1)
+    figure.update_xaxes(title_text=plain(x_title), **({"type": "log", "dtick": 1} if log else {}))
     figure.update_yaxes(title_text=plain(y_title))
     figure.update_layout(height=420, legend={"orientation": "h", "y": 1.12, "x": 0})
     return figure

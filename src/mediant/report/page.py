@@ -7,6 +7,8 @@ Everything that came from a model or a user is escaped by the template; figures 
 survives, so nothing in the data can end a script. A content security policy forbids any connection.
 """
 
+import base64
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from mediant.core.result import Measure, Result
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from jinja2 import Environment
     from plotly.graph_objects import Figure
 
@@ -40,6 +44,22 @@ class Strip:
 
 
 @dataclass(frozen=True)
+class Framed:
+    """An image with a frame around a box of it, and lines of text below.
+
+    Attributes:
+        pixels: (height, width, 3) of uint8.
+        box: left, top, right, bottom in pixels; None for no frame.
+        right: whether what the text says is right, wrong, or neither.
+    """
+
+    pixels: "npt.NDArray[np.uint8]"
+    text: str = ""
+    box: tuple[float, float, float, float] | None = None
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
 class Table:
     """A plain table; cells are escaped."""
 
@@ -58,6 +78,7 @@ class Section:
     figure: "Figure | None" = None
     table: Table | None = None
     folded: bool = False
+    images: Sequence[Framed] = ()
 
 
 @dataclass(frozen=True)
@@ -99,13 +120,35 @@ def _environment() -> "Environment":
     environment = Environment(
         loader=PackageLoader("mediant.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "interval": interval}
+    environment.filters |= {"number": number, "interval": interval, "uri": _uri, "frame": _frame}
     return environment
 
 
 @cache
 def _plotly() -> str:
     return (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+
+
+def _uri(image: Framed) -> str:
+    """The image as a data URI; small ones are enlarged by whole pixels, so that the browser need not smooth them."""
+    from PIL import Image
+
+    height, width = image.pixels.shape[:2]
+    times = max(1, min(3, 900 // width))
+    made = Image.fromarray(image.pixels).resize((width * times, height * times), Image.Resampling.NEAREST)
+    content = io.BytesIO()
+    made.save(content, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _frame(image: Framed) -> str:
+    """Style of the frame around the box, in shares of the image, so that it scales with it."""
+    if image.box is None:
+        return "display: none"
+    height, width = image.pixels.shape[:2]
+    left, top, right, bottom = image.box
+    sides = {"left": left / width, "top": top / height, "width": (right - left) / width, "height": (bottom - top) / height}
+    return "; ".join(f"{side}: {share:.4%}" for side, share in sides.items())
 
 
 def _json(figure: "Figure") -> str:

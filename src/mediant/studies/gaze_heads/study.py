@@ -1,0 +1,260 @@
+"""Wire data, method, controls and measures: one call from a config to a result."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from mediant.core.ranking import Ranking
+from mediant.core.result import SCHEMA, Measure, Result
+from mediant.measures.judges import same_text
+from mediant.runs.engine import LocalEngine, WorkItem
+from mediant.runs.folder import Json, RunFolder
+from mediant.search.gaze import GazeScores
+from mediant.studies.gaze_heads import method, task
+from mediant.studies.gaze_heads.config import NAME, Config
+from mediant.studies.gaze_heads.measures import Measuring, Steered, looks, shares
+from mediant.studies.gaze_heads.method import HeadSets, SiteSet
+from mediant.studies.provenance import provenance
+from mediant.subject import Subject
+from mediant.subject.vision import VisionSubject
+from mediant.tasks.strips import PanelStrip
+
+LIMITS = [
+    "That turning these heads turns the description shows that they suffice to steer it, not that the model needs them to see.",
+    "A head's score is attention at one token of one kind of question; heads that look while speaking only are not ranked by it.",
+    "Strips are laid out left to right on one line; nothing is said about pages of several rows.",
+    "With a bias of thousands the turned heads see nothing but the target: far outside what they do by themselves.",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """What validation strips chose, and the sweep it was chosen on."""
+
+    k: int
+    beta: float
+    sweep: list[Json]
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Everything the page shows beyond the measures."""
+
+    config: Config
+    data: task.Data
+    ranking: Ranking
+    found: GazeScores
+    confirmed: GazeScores
+    sets: HeadSets
+    chosen: Chosen
+    answers: Steered
+    narrations: dict[str, list[list[Json]]]
+    path: Json
+    reading: Json
+
+
+def prepare(config: Config, subject: Subject) -> task.Data:
+    """Everything that can be refused before work begins.
+
+    Raises:
+        SubjectError: the model has no eyes.
+        TaskError: too few strips, or a question the model's prompt cannot hold.
+        RegionError: panels smaller than an image token.
+    """
+    data = task.load(config, subject)
+    assert isinstance(subject, VisionSubject)  # noqa: S101 - refused above otherwise
+    first = data.discovery[0]
+    subject.look([first.pixels], [task.asked(config, 0)], regions=[method.panels_of(first)])
+    return data
+
+
+def run(
+    config: Config, subject: VisionSubject, data: task.Data, folder: RunFolder, engine: LocalEngine
+) -> tuple[Result, Findings]:
+    """The whole study; every finished work item is in `folder`, so a killed run goes on where it stopped."""
+    with torch.no_grad():
+        found = _Run(config, subject, data, folder, engine).run()
+    measures = _measures(found[0], found[1])
+    result = Result(
+        schema_=SCHEMA,
+        study=NAME,
+        preset=folder.manifest.preset,
+        measures=measures,
+        limits=[*LIMITS, *([] if data.exact else [_OWN_CAPTIONS]), *([subject.family.coupled] if subject.family.coupled else [])],
+        provenance=provenance(folder.manifest, subject)
+        | {"data": data.name, "k": found[0].chosen.k, "beta": found[0].chosen.beta, "heads": [str(s) for s in found[0].sets.top]},
+    )
+    return result, found[0]
+
+
+_OWN_CAPTIONS = "Where strips came without captions, the subject's own words about each panel alone stand for them."
+
+
+def _measures(found: Findings, parts: dict[str, object]) -> dict[str, Measure]:
+    config = found.config
+    measuring = Measuring(config, found.data.exact)
+    told = f"share of answers to questions such as {task.asked(config, 1)!r} that are {measuring.how}, on test strips"
+    settled: dict[str, list[list[Json]]] = parts["settled"]  # type: ignore[assignment]
+    measures = {"caption_accuracy": measuring.per_strip(settled["untouched"][0], measuring.right, told)}
+    for name, draws in settled.items():
+        if name != "untouched":
+            measures[f"caption_accuracy_{name}"] = measuring.per_draw(
+                draws, measuring.right, f"{told}, while heads look at the panel asked for: {name.replace('_', ' ')}"
+            )
+    measures |= looks(found.confirmed, found.found, found.sets, found.ranking, config.seed)
+    measures |= shares(found.sets, len(found.ranking))
+    measures["k_share_of_heads_as_published"] = _peak(found)
+    measures |= measuring.redirect("vqa_redirect", found.answers, config.question_this)
+    measures["vqa_unaffected_share"] = measuring.per_strip(
+        found.answers.answers["gaze"][0],
+        lambda r: float(found.answers.before(r)["described"] == r["target"]),
+        "share of targets that the model describes anyway, left out of the corrected accuracy",
+    )
+    measures |= measuring.redirect("narration_redirect", parts["narration"], config.question_describe)  # type: ignore[arg-type]
+    measures |= measuring.dynamic(found.narrations)
+    return measures
+
+
+def _peak(found: Findings) -> Measure:
+    best = max(found.chosen.sweep, key=lambda one: one["as_published"])
+    return Measure(
+        value=best["k"] / len(found.ranking), n=len(found.ranking), ci95=None, reason="a count, not an estimate",
+        definition="share of all heads at which accuracy as published is highest on validation strips, at any K",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    config: Config
+    subject: VisionSubject
+    data: task.Data
+    folder: RunFolder
+    engine: LocalEngine
+
+    def run(self) -> tuple[Findings, dict[str, object]]:
+        """Rank, choose, steer, narrate."""
+        config = self.config
+        discovery, test = list(self.data.discovery), self._captioned(self.data.test, "test")
+        validation = self._captioned(self.data.validation, "validation")
+        found = self._gaze(discovery, "discovery")
+        ranking = found.ranking(config.score)
+        confirmed = self._gaze(test, "test")
+        chosen = self._choose(ranking, validation)
+        sets = method.head_sets(ranking, chosen.k, draws=config.draws, seed=config.seed)
+        settled = {"untouched": [self._captions(test, (), "untouched")]} | {
+            name: [self._captions(test, heads, f"{name}-{i}") for i, heads in enumerate(draws[:1])]
+            for name, draws in sets.named().items()
+        }
+        answers = self._steered("vqa", test, config.question_this, config.answer_tokens, sets, chosen.beta)
+        narration = self._steered("narration", test, config.question_describe, config.narration_tokens, sets, chosen.beta)
+        narrations = self._narrations(test[: config.n_dynamic], sets, chosen.beta)
+        control = sets.layer_matched[0] or sets.bottom
+        path = self._once(
+            "trajectory",
+            lambda: method.trajectory(
+                self.subject, test[0], "Describe all panels in order.", config.panels * config.segment_tokens, [sets.top, control]
+            ),
+        )
+        reading = self._once("reading", lambda: method.reversed_reading(self.subject, test[: 2 * (len(test) // 4)], config))
+        data = replace(self.data, validation=tuple(validation), test=tuple(test))
+        findings = Findings(config, data, ranking, found, confirmed, sets, chosen, answers, narrations, path, reading)
+        return findings, {"settled": settled, "narration": narration}
+
+    def _captioned(self, strips: Sequence[PanelStrip], name: str) -> list[PanelStrip]:
+        """Strips with captions, the subject's own where there are none."""
+        if all(strip.captions for strip in strips):
+            return list(strips)
+
+        def describe() -> Json:
+            made = task.with_captions(self.subject, strips, self.config.answer_tokens)
+            return {"captions": [strip.captions for strip in made]}
+
+        said = self._once(f"captions/{name}", describe)["captions"]
+        return [replace(strip, captions=tuple(texts)) for strip, texts in zip(strips, said, strict=True)]
+
+    def _gaze(self, strips: Sequence[PanelStrip], name: str) -> GazeScores:
+        items = [WorkItem(f"gaze/{name}/{strip.id}", _later(method.gaze, self.subject, strip, self.config)) for strip in strips]
+        records = self.engine.map(self.folder, items, title=f"where heads look: {name}")
+        return GazeScores(np.asarray([record["mass"] for record in records], dtype=np.float64))
+
+    def _choose(self, ranking: Ranking, strips: list[PanelStrip]) -> Chosen:
+        """The K and beta with the highest accuracy on validation strips; the whole sweep is kept for the page."""
+        config, total = self.config, len(ranking)
+        ks = sorted({min(k, total) or total for k in config.ks})
+        limit = max(1, int(config.largest_share * total))
+        if not any(k <= limit for k in ks):
+            ks = [limit, *ks]
+        baseline = self._open(strips, config.question_this, config.answer_tokens, "validation")
+        items = [
+            WorkItem(f"sweep/{k}/{beta:g}", _later(self._sweep_point, ranking, strips, baseline, k, beta))
+            for k in ks
+            for beta in config.betas
+        ]
+        sweep = self.engine.map(self.folder, items, title="choosing K and beta")
+        best = max((one for one in sweep if one["k"] <= limit), key=lambda one: (one["accuracy"], one["attributes"], -one["k"]))
+        return Chosen(best["k"], best["beta"], sweep)
+
+    def _sweep_point(self, ranking: Ranking, strips: list[PanelStrip], baseline: list[Json], k: int, beta: float) -> Json:
+        config, measuring = self.config, Measuring(self.config, self.data.exact)
+        sets = method.head_sets(ranking, k, draws=1, seed=config.seed)
+        point: Json = {"k": k, "beta": beta}
+        for tail, heads in (("", sets.top), ("_random", sets.layer_matched[0])):
+            found = method.redirected(self.subject, strips, config.question_this, config.answer_tokens, config, heads, beta)
+            steered = Steered({"gaze": [found]}, baseline)
+            kept = [found[i] for i in steered.eligible()]
+            point[f"accuracy{tail}"] = float(np.mean([measuring.right(r) for r in kept])) if kept else 0.0
+            point[f"attributes{tail}"] = float(np.mean([np.mean(r["facts"]) for r in kept])) if kept and self.data.exact else 0.0
+            hits = [
+                r["described"] == r["target"] and not r["junk"] and not same_text(r["text"], steered.before(r)["text"])
+                for r in found
+            ]
+            point[f"as_published{tail}"] = float(np.mean(hits))
+        return point
+
+    def _captions(self, strips: list[PanelStrip], heads: SiteSet, name: str) -> list[Json]:
+        return self._answers(f"settled/{name}", lambda: method.captions(self.subject, strips, self.config, heads))
+
+    def _open(self, strips: list[PanelStrip], question: str, tokens: int, name: str) -> list[Json]:
+        return self._answers(f"open/{name}", lambda: method.unsteered(self.subject, strips, question, tokens, self.config))
+
+    def _answers(self, name: str, compute: Callable[[], list[Json]]) -> list[Json]:
+        found: list[Json] = self._once(name, lambda: {"answers": compute()})["answers"]
+        return found
+
+    def _steered(self, name: str, strips: list[PanelStrip], question: str, tokens: int, sets: HeadSets, beta: float) -> Steered:
+        baseline = self._open(strips, question, tokens, name)
+        found = self._by_condition(
+            f"{name}: turning heads",
+            sets,
+            lambda heads: {"answers": method.redirected(self.subject, strips, question, tokens, self.config, heads, beta)},
+            name,
+        )
+        return Steered({key: [one["answers"] for one in draws] for key, draws in found.items()}, baseline)
+
+    def _narrations(self, strips: list[PanelStrip], sets: HeadSets, beta: float) -> dict[str, list[list[Json]]]:
+        if not strips:
+            return {}
+        found = self._by_condition(
+            "narrating by schedule",
+            sets,
+            lambda heads: {"narrations": method.narrated(self.subject, strips, self.config, heads, beta)},
+            "dynamic",
+        )
+        return {key: [one["narrations"] for one in draws] for key, draws in found.items()}
+
+    def _by_condition(self, title: str, sets: HeadSets, compute: Callable[[SiteSet], Json], name: str) -> dict[str, list[Json]]:
+        """One work item per head set and draw."""
+        named = sets.named()
+        keys = [(key, i) for key, draws in named.items() for i in range(len(draws))]
+        items = [WorkItem(f"{name}/{key}/{i}", _later(compute, named[key][i])) for key, i in keys]
+        records = self.engine.map(self.folder, items, title=title)
+        return {key: [r for (k, _), r in zip(keys, records, strict=True) if k == key] for key in named}
+
+    def _once(self, name: str, compute: Callable[[], Json]) -> Json:
+        return LocalEngine(show_progress=False).map(self.folder, [WorkItem(name, compute)], title="")[0]
+
+
+def _later(function: Callable[..., Json], *args: object) -> Callable[[], Json]:
+    return lambda: function(*args)

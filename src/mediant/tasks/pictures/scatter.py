@@ -1,0 +1,145 @@
+"""Pictures of a few things of different sizes at known boxes: regions to look at that are no panels.
+
+    picture = sample(seed=0)
+    picture.pixels                                # (192, 256, 3) uint8
+    picture.boxes[0], picture.names[0]            # "Red ball.", the smallest first
+    picture.sizes                                 # ("small", "medium", "large"), COCO's classes
+
+Things are cut-outs pasted on scenery; cut-outs of any other origin can be pasted the same way.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+
+import numpy as np
+import skia
+
+from mediant.core.errors import TaskError
+from mediant.tasks.pictures.painter import Box, Painter, Pixels
+from mediant.tasks.pictures.scene import COLOURS, HELD_OUT_ONE_IN, OBJECTS, PLACES, Split
+from mediant.tasks.pictures.things import place, thing
+
+HEIGHT, WIDTH = 192, 256
+# Sides of the squares that things are drawn in; most fill about two thirds of theirs.
+SIDES = {"small": range(28, 40, 4), "medium": range(48, 76, 4), "large": range(128, 144, 4)}
+_TRIES = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Scattered:
+    """A picture of things.
+
+    Attributes:
+        boxes: of what is covered by each thing, the smallest first.
+        names: what each thing is, such as "Red ball."
+        facts: the words of each name.
+        sizes: COCO's class of each box, by area: "small" under 32 x 32 pixels, "medium" under 96 x 96, else "large".
+    """
+
+    id: str
+    pixels: Pixels
+    boxes: tuple[Box, ...]
+    names: tuple[str, ...]
+    facts: tuple[tuple[str, ...], ...]
+    sizes: tuple[str, ...]
+
+
+def paste(ground: Pixels, cutout: Pixels, left: int, top: int) -> Box:
+    """Put a cut-out on a ground, in place; the box of what it covers."""
+    height, width = cutout.shape[:2]
+    under = ground[top : top + height, left : left + width].astype(np.float32)
+    cover = cutout[..., 3:].astype(np.float32) / 255
+    ground[top : top + height, left : left + width] = np.round(cutout[..., :3] + (1 - cover) * under).astype(np.uint8)
+    rows, columns = np.nonzero(cutout[..., 3] > 127)
+    return float(left + columns.min()), float(top + rows.min()), float(left + columns.max() + 1), float(top + rows.max() + 1)
+
+
+def size_class(box: Box) -> str:
+    """COCO's class of a box: by its area."""
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    return "small" if area < 32**2 else "medium" if area < 96**2 else "large"
+
+
+@lru_cache(maxsize=2048)
+def cutout(name: str, colour: str, side: int) -> Pixels:
+    """An object without a ground, filling a square of `side` pixels."""
+    painter = Painter(side, "flat", bare=True)
+    matrix = skia.Matrix().setScale(0.94, 0.94).postTranslate(0.5, 0.5)
+    for part in thing(name, colour):
+        path = skia.Path(part.path)
+        path.transform(matrix)
+        if part.width:
+            painter.line(path, part.colour, part.width * 0.94)
+        else:
+            painter.shape(path, part.colour)
+    return painter.cutout()
+
+
+@lru_cache(maxsize=32)
+def scenery(name: str) -> Pixels:
+    """A place without anybody in it, (192, 256, 3)."""
+    painter = Painter(WIDTH, "flat")
+    for part in place(name):
+        painter.line(part.path, part.colour, part.width) if part.width else painter.backdrop(part.path, part.colour)
+    return painter.pixels()[WIDTH - HEIGHT :]
+
+
+def held_out(colour: str, name: str) -> bool:
+    """Whether an object in a colour is kept from training."""
+    return (COLOURS.index(colour) + 2 * OBJECTS.index(name)) % HELD_OUT_ONE_IN == 0
+
+
+def draw(random: Random, name: str, split: Split = "main") -> Scattered:
+    """One thing of each size, no two of one kind or colour, nowhere overlapping.
+
+    In the split "heldout" every thing has a colour it never had in training.
+    """
+    pairs = [(colour, what) for colour in COLOURS for what in OBJECTS if held_out(colour, what) == (split == "heldout")]
+    for _ in range(_TRIES):
+        chosen = random.sample(pairs, len(SIDES))
+        if len({c for c, _ in chosen}) == len({w for _, w in chosen}) == len(chosen):
+            break
+    else:
+        raise TaskError("the drawn world has too few unlike things")
+    ground = scenery(random.choice(PLACES)).copy()
+    sides = [random.choice(list(SIDES[size])) for size in SIDES]
+    corners = _places(random, sides)
+    boxes = [paste(ground, cutout(w, c, side), *at) for (c, w), side, at in zip(chosen, sides, corners, strict=True)]
+    return Scattered(
+        name,
+        ground,
+        tuple(boxes),
+        tuple(f"{c.capitalize()} {w}." for c, w in chosen),
+        tuple(chosen),
+        tuple(size_class(box) for box in boxes),
+    )
+
+
+def _places(random: Random, sides: Sequence[int]) -> list[tuple[int, int]]:
+    """Corners of squares that do not overlap, the largest placed first."""
+    for _ in range(_TRIES):
+        found: dict[int, tuple[int, int]] = {}
+        for i in sorted(range(len(sides)), key=lambda i: -sides[i]):
+            left, top = random.randrange(WIDTH - sides[i] + 1), random.randrange(HEIGHT - sides[i] + 1)
+            if all(_apart((left, top), sides[i], at, sides[j]) for j, at in found.items()):
+                found[i] = left, top
+        if len(found) == len(sides):
+            return [found[i] for i in range(len(sides))]
+    raise TaskError("these things do not fit beside each other")
+
+
+def _apart(one: tuple[int, int], a: int, two: tuple[int, int], b: int) -> bool:
+    return any(one[axis] + a <= two[axis] or two[axis] + b <= one[axis] for axis in range(2))
+
+
+def generate(n: int, *, seed: int = 0, split: Split = "main") -> list[Scattered]:
+    """`n` pictures from one seed."""
+    random = Random(f"scatter-{split}-{seed}")
+    return [draw(random, f"scatter-{split}-{seed}-{i:05d}", split) for i in range(n)]
+
+
+def sample(seed: int = 0, *, split: Split = "main") -> Scattered:
+    """One picture."""
+    return generate(1, seed=seed, split=split)[0]
