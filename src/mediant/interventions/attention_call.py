@@ -49,6 +49,8 @@ class Call:
 
     def logits(self, heads: "Sequence[int]", rows: Int[Tensor, " row"]) -> Float[Tensor, "batch head row key"]:
         """Attention logits of some heads and query rows, in float32; keys a query may not see are minus infinity."""
+        if self.query.shape[2] == 1:
+            return self._row_logits(heads)
         keys = self.key[:, [h // self.group for h in heads]]
         return attention_logits(
             self.query[:, list(heads)][:, :, rows], keys, self.mask, scaling=self.scaling, softcap=self.softcap, rows=rows,
@@ -57,8 +59,22 @@ class Call:
 
     def mixed(self, weights: Float[Tensor, "batch head row key"], heads: "Sequence[int]") -> Float[Tensor, "batch row head d"]:
         """Values of some heads under given weights."""
+        weights = weights.to(self.value.dtype)
+        if weights.shape[2] == 1:
+            return torch.stack([weights[:, j] @ self.value[:, h // self.group] for j, h in enumerate(heads)], 2)
         values = self.value[:, [h // self.group for h in heads]]
-        return (weights.to(values.dtype) @ values).transpose(1, 2)
+        return (weights @ values).transpose(1, 2)
+
+    def _row_logits(self, heads: "Sequence[int]") -> Float[Tensor, "batch head 1 key"]:
+        """Logits of the only row there is, head by head: choosing several heads at once would copy all their keys."""
+        one = [
+            attention_logits(
+                self.query[:, h : h + 1], self.key[:, h // self.group, None], self.mask, scaling=self.scaling,
+                softcap=self.softcap, n_queries=1,
+            )
+            for h in heads
+        ]  # fmt: skip
+        return torch.cat(one, 1)
 
     def span_rows(self, span: Span) -> Bool[Tensor, "batch query"]:
         """Which query rows of this call a span covers."""

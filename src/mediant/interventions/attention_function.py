@@ -61,6 +61,8 @@ def attention_logits(
     scores = (query.to(wide) @ key.to(wide).mT) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
+    if mask is None and (n_queries or query.shape[2]) == 1:
+        return scores
     rows = torch.arange(query.shape[2], device=query.device) if rows is None else rows
     if mask is None:
         places = torch.arange(key.shape[2], device=query.device)

@@ -116,7 +116,7 @@ class Seen:
         step: decode step; -1 in the prompt, where the last row stands for all.
         turn: per row, which target was looked at; -1 for none yet.
         before, after: share of attention on the target without and with the edit, (batch, head).
-        reach: share of the target's tokens that could be seen: below 1 where a sliding window hides some.
+        visible: how many of the target's tokens could be seen, of `wanted` in all rows.
     """
 
     layer: int
@@ -124,7 +124,13 @@ class Seen:
     turn: tuple[int, ...]
     before: Float[Tensor, "batch head"]
     after: Float[Tensor, "batch head"]
-    reach: float
+    visible: Int[Tensor, ""]
+    wanted: int
+
+    @property
+    def reach(self) -> float:
+        """Share of the target's tokens that could be seen: below 1 where a sliding window hides some."""
+        return int(self.visible) / self.wanted
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +141,7 @@ class _Bias:
     target: Bool[Tensor, "batch col"]
     live: Bool[Tensor, " batch"]
     turn: tuple[int, ...]
+    n_target: int
 
 
 @dataclass(eq=False)
@@ -159,6 +166,7 @@ class Looking:
         self._bias: _Bias | None = None
         self._known: tuple[Any, ...] = ()
         self._ends: dict[int, bool] = {}
+        self._shown: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def heads_of(self, layer: int) -> tuple[int, ...]:
         """The chosen heads of a layer, in the order of `Seen.after`."""
@@ -216,6 +224,7 @@ class Looking:
     def note_window(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the entry module: this forward's step and each row's target."""
         ids = noted_window(self, args, kwargs)
+        self._shown.clear()
         window = self.subject.window
         assert window.batch is not None  # noqa: S101 - just noted
         if window.offset == 0 and ids.shape[1] > window.batch.n_cols and len(self.look.schedule.targets) > 1:
@@ -268,7 +277,7 @@ class Looking:
             down = torch.zeros_like(down)
         up = target if self.look.mode in ("boost_suppress", "boost") else torch.zeros_like(target)
         prompt = self.look.beta * (up.float() - down.float())
-        return _Bias(prompt, target, live, turn)
+        return _Bias(prompt, target, live, turn, int(target.sum()))
 
     def __call__(
         self,
@@ -291,21 +300,22 @@ class Looking:
     def _turned(self, call: Call, output: Tensor, heads: list[int], bias: _Bias) -> Tensor:
         """The output with the chosen heads' rows computed anew, a block of rows at a time."""
         n_rows, n_queries, n_keys = call.batch.n_rows, call.query.shape[2], call.key.shape[2]
-        target = self._on_keys(bias.target, call)
+        target, _ = self._at_keys(call, bias)
         block = max(1, _NUMBERS // (n_rows * len(heads) * n_keys))
         first = max(0, call.batch.n_cols - call.offset) if self.look.when == "decode" else 0
-        output = output.clone()
+        output = output.clone() if output.requires_grad else output
         for start in range(first, n_queries, block):
             rows = torch.arange(start, min(start + block, n_queries), device=output.device)
             logits = call.logits(heads, rows)
             for context in self._outer:
                 logits = context.adjust(call, heads, rows, logits)
-            added = self._added(logits, target, call)
-            weights = (logits + added).softmax(-1)
-            wanted = self._wanted(call, rows, bias)[:, :, None, None]
+            weights = (logits + self._added(logits, target, call)).softmax(-1)
+            new = call.mixed(weights, heads).to(output.dtype)
             # Through a list of heads, assignment would go to a copy of a copy.
             part = output[:, start : start + len(rows)]
-            part[:, :, heads] = torch.where(wanted, call.mixed(weights, heads).to(part.dtype), part[:, :, heads])
+            if n_queries > 1 or not all(turn >= 0 for turn in bias.turn):
+                new = torch.where(self._wanted(call, rows, bias)[:, :, None, None], new, part[:, :, heads])
+            part[:, :, heads] = new
             if start + len(rows) == n_queries:
                 self._note(call, logits[:, :, -1], weights[:, :, -1], target, bias)
         return output
@@ -326,7 +336,7 @@ class Looking:
         acts = self._wanted(call, rows, self._bias)
         if self.look.when == "decode":
             acts &= rows + call.offset >= call.batch.n_cols
-        target = self._on_keys(self._bias.target, call)
+        target, _ = self._at_keys(call, self._bias)
         added = self._added(logits[:, mine], target, call)
         logits[:, mine] += added * acts[:, None, :, None]
         return logits
@@ -335,30 +345,37 @@ class Looking:
         """What is added to the logits, broadcast over heads and rows, or solved for in each."""
         assert self._bias is not None  # noqa: S101 - callers look first
         if self.look.mass is None:
-            added = self._on_keys(self._bias.prompt, call)
-            if self.look.mode == "max_suppress_all":
-                said = torch.arange(added.shape[1], device=added.device) + call.key_offset >= call.batch.n_cols
-                added = added - self.look.beta * (said & self._bias.live[:, None])
-            return added[:, None, None]
+            return self._at_keys(call, self._bias)[1]
         on = _logsumexp(logits, target[:, None, None])
         off = _logsumexp(logits, ~target[:, None, None])
         shift = math.log(self.look.mass / (1 - self.look.mass)) - (on - off)
         # Where the target cannot be seen, or nothing else can, no bias changes the share.
         return shift.masked_fill(~(on.isfinite() & off.isfinite()), 0.0) * target[:, None, None]
 
-    def _on_keys(self, values: Tensor, call: Call) -> Tensor:
-        """Values of the prompt's columns at this call's keys; generated tokens get 0."""
+    def _at_keys(self, call: Call, bias: _Bias) -> tuple[Bool[Tensor, "batch key"], Float[Tensor, "batch 1 1 key"]]:
+        """Target and bias at this call's keys; layers that see the same keys share them."""
         n_keys, first = call.key.shape[2], call.key_offset
-        there = values[:, first : first + n_keys]
-        return nn.functional.pad(there, (0, n_keys - there.shape[1]))
+        if (n_keys, first) not in self._shown:
+            target, added = (_padded(values[:, first : first + n_keys], n_keys) for values in (bias.target, bias.prompt))
+            if self.look.mode == "max_suppress_all":
+                said = torch.arange(n_keys, device=added.device) + first >= call.batch.n_cols
+                added = added - self.look.beta * (said & bias.live[:, None])
+            self._shown[n_keys, first] = target, added[:, None, None]
+        return self._shown[n_keys, first]
 
     def _note(self, call: Call, logits: Tensor, weights: Tensor, target: Tensor, bias: _Bias) -> None:
         step = call.offset + call.query.shape[2] - 1 - call.batch.n_cols
         hit = target[:, None].to(weights.dtype)
         before, after = (logits.softmax(-1) * hit).sum(-1), (weights * hit).sum(-1)
-        # Keys may be masked as well as dropped, and heads of a layer see the same ones.
-        wanted, visible = bias.target.sum(), (target & logits[:, 0].isfinite()).sum()
-        self.seen.append(Seen(call.layer, step, bias.turn, before.detach(), after.detach(), float(visible / wanted)))
+        # Keys may be masked as well as dropped, and heads of a layer see the same ones. Nothing is read off the device here.
+        hidden = call.mask is not None or call.key_offset > 0
+        visible = (target & logits[:, 0].isfinite()).sum() if hidden else torch.tensor(bias.n_target)
+        self.seen.append(Seen(call.layer, step, bias.turn, before.detach(), after.detach(), visible, bias.n_target))
+
+
+def _padded(values: Tensor, width: int) -> Tensor:
+    """Values of the prompt's columns, then 0 for generated tokens."""
+    return nn.functional.pad(values, (0, width - values.shape[1]))
 
 
 def _logsumexp(logits: Tensor, where: Tensor) -> Tensor:

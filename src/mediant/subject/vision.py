@@ -57,6 +57,7 @@ class VisionSubject(Subject):
         questions: Sequence[str],
         *,
         regions: Sequence[Mapping[str, Box]] = (),
+        nearest: bool = False,
         answers: Sequence[str] = (),
     ) -> Batch:
         """One prompt per image and question, padded on the left.
@@ -64,6 +65,7 @@ class VisionSubject(Subject):
         Args:
             regions: per prompt, span name -> box in pixels of its image. Besides these, each prompt has the span "image", all
                 its image tokens; for regions that are no boxes see `Batch.with_spans`.
+            nearest: let a box without any token's middle stand for the nearest token, instead of refusing it.
             answers: texts that follow the prompts, for scoring; the model is run on them as if it had said them.
 
         Raises:
@@ -81,7 +83,7 @@ class VisionSubject(Subject):
         for i, (image, question) in enumerate(zip(pixels, questions, strict=True)):
             pieces = self._pieces(image, outputs, i)
             tokens, seen = self._prompt(image, pieces, question, answers[i] if answers else "")
-            spans = {name: seen.within(box) for name, box in (regions[i] if regions else {}).items()}
+            spans = {name: seen.within(box, nearest=nearest) for name, box in (regions[i] if regions else {}).items()}
             rows.append(Tokens(tokens.ids, {"image": seen.columns, **spans}, tokens.text, tokens.n_continuation))
             maps.append(seen)
         batch = collate(rows, pad_id=self.pad_id)

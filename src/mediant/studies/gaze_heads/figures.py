@@ -13,6 +13,7 @@ from mediant.studies.gaze_heads import task
 from mediant.studies.gaze_heads.config import TITLE
 from mediant.studies.gaze_heads.study import Findings
 from mediant.subject import Subject
+from mediant.tasks.regions import SIZES
 
 CONDITIONS = {
     "": "gaze heads", "_layer_matched_random": "random, same layers", "_random": "random", "_bottom5": "lowest 5 %",
@@ -35,8 +36,8 @@ def page(result: Result, found: Findings, subject: Subject) -> Page:
         (_percent(m["caption_accuracy"]), "of captions right when the panel is named"),
         *([(number(m["dynamic_spearman"].value), "schedule against narration, Spearman")] if "dynamic_spearman" in m else []),
     ]
-    sections = [_shown(found), _scores(found), _matrices(found), _sweep(found), _bars(m), *_dynamic(found), _path(found)]
-    sections += [_reading(found), _answers(found)]
+    sections = [_shown(found), _scores(found), _matrices(found), _sweep(found), _bars(m), *_dynamic(found)]
+    sections += [*_regions(found, m), _path(found), _reading(found), _answers(found)]
     return Page(f"{TITLE}: {subject.name}", lead, result, sections, headline)
 
 
@@ -167,6 +168,29 @@ def _dynamic(found: Findings) -> list[Section]:
         f"panel described (column) against the panel scheduled (row), over {len(found.narrations['gaze'][0])} strips."
     )
     return [Section("Turned while it speaks", text, images=images, figure=figure)]
+
+
+def _regions(found: Findings, m: dict[str, Measure]) -> list[Section]:
+    if found.regions is None:
+        return []
+    pictures = {picture.id: picture for picture in found.data.regions}
+    images = []
+    for record in found.regions.answers["gaze"][0][: found.config.n_shown]:
+        picture = pictures[record["strip"]]
+        right = record["named"] == [record["target"]]
+        images.append(Framed(picture.pixels, f"{record['size']}: {record['text']}", picture.boxes[record["target"]], right))
+    points = []
+    for size in SIZES:
+        for tail, name in CONDITIONS.items():
+            one = m[f"region_accuracy_{size}{tail}"]
+            if one.value is not None and one.ci95 is not None:
+                colour = ACCENT if not tail else SECOND if tail == "_all" else MUTED
+                points.append(Point(f"{size}: {name}", one.value, *one.ci95, colour))
+    text = (
+        f"The same heads, found on strips, on pictures without panels: asked {found.config.question_here!r} with the heads "
+        "turned to the framed thing. Sizes are COCO's classes; a small thing may have no image token of its own."
+    )
+    return [Section("Other pictures, other regions", text, images=images, figure=intervals(points, unit="share named"))]
 
 
 def _path(found: Findings) -> Section:

@@ -17,6 +17,7 @@ from mediant.runs.folder import Json
 from mediant.search.gaze import GazeScores
 from mediant.studies.gaze_heads.config import Config
 from mediant.studies.gaze_heads.method import HeadSets, spearman
+from mediant.tasks.regions import SIZES
 
 FEWEST_JUDGED = 3
 CONTROL = "_layer_matched_random"
@@ -140,7 +141,26 @@ class Measuring:
             )
         return found
 
+    def regions(self, looked: Mapping[str, Sequence[Sequence[Json]]], baseline: Sequence[Json]) -> dict[str, Measure]:
+        """Share of things named, by size, over things that are not named anyway."""
+        before = {one["strip"]: one["named"] for one in baseline}
+        found = {}
+        for size in SIZES:
+            for name, draws in looked.items():
+                kept = [[r for r in records if r["size"] == size and r["target"] not in before[r["strip"]]] for records in draws]
+                tail = "" if name == "gaze" else f"_{name}"
+                tokens = np.mean([r["tokens"] for r in kept[0]]) if kept[0] else 0.0
+                told = (
+                    f"share of {size} things ({SIZE_RULE[size]}) that are named, and no other thing of the picture, when heads "
+                    f"look at their box, {tokens:.1f} image tokens on average, over things not named without; {HEADS[name]}"
+                )
+                one = self.per_draw(kept, lambda r: float(r["named"] == [r["target"]]), told)
+                control = {"control": f"region_accuracy_{size}{CONTROL}"} if name == "gaze" else {}
+                found[f"region_accuracy_{size}{tail}"] = one.model_copy(update=control)
+        return found
 
+
+SIZE_RULE = {"small": "under 32 x 32 pixels", "medium": "under 96 x 96 pixels", "large": "96 x 96 pixels and more"}
 HEADS = {
     "gaze": "top K heads by gaze score",
     "random": "as many random heads, over several draws",

@@ -28,6 +28,7 @@ from mediant.studies.gaze_heads.task import asked
 from mediant.subject import Batch
 from mediant.subject.regions import Box
 from mediant.subject.vision import VisionSubject
+from mediant.tasks.regions import RegionPicture
 from mediant.tasks.strips import PanelStrip
 
 SiteSet = tuple[Site, ...]
@@ -144,6 +145,32 @@ def judged(strip: PanelStrip, target: int, text: str) -> Json:
         "described": None if judges.repetitive(text) else judges.described(strip.captions, text),
         "junk": judges.repetitive(text),
     }  # fmt: skip
+
+
+def looked_at(
+    subject: VisionSubject, pictures: Sequence[RegionPicture], config: Config, heads: SiteSet, beta: float
+) -> list[Json]:
+    """What it names when heads look at each thing's box in turn; without heads, once per picture."""
+    jobs = [(picture, i) for picture in pictures for i in range(len(picture.boxes) if heads else 1)]
+    records: list[Json] = []
+    for start in range(0, len(jobs), config.batch_size):
+        part = jobs[start : start + config.batch_size]
+        batch = subject.look(
+            [picture.pixels for picture, _ in part],
+            [config.question_here] * len(part),
+            regions=[{"target": picture.boxes[i]} for picture, i in part],
+            nearest=True,
+        )
+        with looking(subject, Look(heads, "target", mode=config.mode, beta=beta)):
+            texts = subject.answers(batch, max_new_tokens=config.answer_tokens)
+        for row, ((picture, i), text) in enumerate(zip(part, texts, strict=True)):
+            said = set(judges.words(text))
+            named = [j for j, facts in enumerate(picture.facts) if set(facts) <= said]
+            tokens = len(batch.columns(row, Span("target")))
+            records.append(
+                {"strip": picture.id, "target": i, "size": picture.sizes[i], "tokens": tokens, "text": text, "named": named}
+            )
+    return records
 
 
 def derangement(n: int, random: Random) -> list[int]:

@@ -51,6 +51,7 @@ class Findings:
     chosen: Chosen
     answers: Steered
     narrations: dict[str, list[list[Json]]]
+    regions: Steered | None
     path: Json
     reading: Json
 
@@ -114,6 +115,8 @@ def _measures(found: Findings, parts: dict[str, object]) -> dict[str, Measure]:
     )
     measures |= measuring.redirect("narration_redirect", parts["narration"], config.question_describe)  # type: ignore[arg-type]
     measures |= measuring.dynamic(found.narrations)
+    if found.regions is not None:
+        measures |= measuring.regions(found.regions.answers, found.regions.baseline)
     return measures
 
 
@@ -150,6 +153,7 @@ class _Run:
         answers = self._steered("vqa", test, config.question_this, config.answer_tokens, sets, chosen.beta)
         narration = self._steered("narration", test, config.question_describe, config.narration_tokens, sets, chosen.beta)
         narrations = self._narrations(test[: config.n_dynamic], sets, chosen.beta)
+        regions = self._regions(sets, chosen.beta)
         control = sets.layer_matched[0] or sets.bottom
         path = self._once(
             "trajectory",
@@ -159,7 +163,7 @@ class _Run:
         )
         reading = self._once("reading", lambda: method.reversed_reading(self.subject, test[: 2 * (len(test) // 4)], config))
         data = replace(self.data, validation=tuple(validation), test=tuple(test))
-        findings = Findings(config, data, ranking, found, confirmed, sets, chosen, answers, narrations, path, reading)
+        findings = Findings(config, data, ranking, found, confirmed, sets, chosen, answers, narrations, regions, path, reading)
         return findings, {"settled": settled, "narration": narration}
 
     def _captioned(self, strips: Sequence[PanelStrip], name: str) -> list[PanelStrip]:
@@ -243,6 +247,19 @@ class _Run:
             "dynamic",
         )
         return {key: [one["narrations"] for one in draws] for key, draws in found.items()}
+
+    def _regions(self, sets: HeadSets, beta: float) -> Steered | None:
+        pictures = self.data.regions
+        if not pictures:
+            return None
+        baseline = self._answers("open/regions", lambda: method.looked_at(self.subject, pictures, self.config, (), beta))
+        found = self._by_condition(
+            "looking at regions",
+            sets,
+            lambda heads: {"answers": method.looked_at(self.subject, pictures, self.config, heads, beta)},
+            "regions",
+        )
+        return Steered({key: [one["answers"] for one in draws] for key, draws in found.items()}, baseline)
 
     def _by_condition(self, title: str, sets: HeadSets, compute: Callable[[SiteSet], Json], name: str) -> dict[str, list[Json]]:
         """One work item per head set and draw."""

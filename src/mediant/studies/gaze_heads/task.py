@@ -13,7 +13,8 @@ from mediant.core.errors import SubjectError, TaskError
 from mediant.studies.gaze_heads.config import Config
 from mediant.subject import Subject
 from mediant.subject.vision import VisionSubject
-from mediant.tasks import strips
+from mediant.tasks import regions, strips
+from mediant.tasks.regions import RegionPicture
 from mediant.tasks.strips import PanelStrip
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
@@ -24,6 +25,7 @@ class Data:
     """Disjoint sets of strips.
 
     Attributes:
+        regions: pictures of things at known boxes.
         exact: whether a right answer is known word by word, so that whole answers can be compared.
     """
 
@@ -31,6 +33,7 @@ class Data:
     discovery: tuple[PanelStrip, ...]
     validation: tuple[PanelStrip, ...]
     test: tuple[PanelStrip, ...]
+    regions: tuple[RegionPicture, ...]
     exact: bool
 
 
@@ -43,11 +46,12 @@ def load(config: Config, subject: Subject) -> Data:
     """
     if not isinstance(subject, VisionSubject):
         raise SubjectError(f"{subject.name} looks at no images; this study needs a vision-language model, such as comic-vlm")
+    pictures = tuple(_regions(config)) if config.n_regions else ()
     counts = config.n_discovery, config.n_validation, config.n
     if config.data == "drawn":
         main = strips.drawn(counts[0] + counts[1], seed=config.seed, panels=config.panels)
         test = strips.drawn(counts[2], seed=config.seed, split="heldout", panels=config.panels)
-        return Data("drawn strips", tuple(main[: counts[0]]), tuple(main[counts[0] :]), tuple(test), True)
+        return Data("drawn strips", tuple(main[: counts[0]]), tuple(main[counts[0] :]), tuple(test), pictures, True)
     found = strips.read(config.data, n=sum(counts), seed=config.seed, panels=config.panels)
     Random(config.seed).shuffle(found)
     if any(strip.captions for strip in found) and not all(strip.captions for strip in found):
@@ -56,7 +60,13 @@ def load(config: Config, subject: Subject) -> Data:
             f"{config.data}: {len(bare)} strips have no captions ({', '.join(bare[:3])}) while others have; give all or none"
         )
     a, b, _ = counts
-    return Data(config.data, tuple(found[:a]), tuple(found[a : a + b]), tuple(found[a + b :]), False)
+    return Data(config.data, tuple(found[:a]), tuple(found[a : a + b]), tuple(found[a + b :]), pictures, False)
+
+
+def _regions(config: Config) -> list[RegionPicture]:
+    if config.regions == "drawn":
+        return regions.drawn(config.n_regions, seed=config.seed)
+    return regions.read(config.regions, n=config.n_regions, seed=config.seed)
 
 
 def asked(config: Config, k: int) -> str:

@@ -20,6 +20,7 @@ from mediant.core.errors import TaskError
 from mediant.tasks.pictures.painter import Box, Painter, Pixels
 from mediant.tasks.pictures.scene import COLOURS, HELD_OUT_ONE_IN, OBJECTS, PLACES, Split
 from mediant.tasks.pictures.things import place, thing
+from mediant.tasks.regions import size_class
 
 HEIGHT, WIDTH = 192, 256
 # Sides of the squares that things are drawn in; most fill about two thirds of theirs.
@@ -54,12 +55,6 @@ def paste(ground: Pixels, cutout: Pixels, left: int, top: int) -> Box:
     ground[top : top + height, left : left + width] = np.round(cutout[..., :3] + (1 - cover) * under).astype(np.uint8)
     rows, columns = np.nonzero(cutout[..., 3] > 127)
     return float(left + columns.min()), float(top + rows.min()), float(left + columns.max() + 1), float(top + rows.max() + 1)
-
-
-def size_class(box: Box) -> str:
-    """COCO's class of a box: by its area."""
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    return "small" if area < 32**2 else "medium" if area < 96**2 else "large"
 
 
 @lru_cache(maxsize=2048)
@@ -113,7 +108,7 @@ def draw(random: Random, name: str, split: Split = "main") -> Scattered:
         tuple(boxes),
         tuple(f"{c.capitalize()} {w}." for c, w in chosen),
         tuple(chosen),
-        tuple(size_class(box) for box in boxes),
+        tuple(size_class((right - left) * (bottom - top)) for left, top, right, bottom in boxes),
     )
 
 

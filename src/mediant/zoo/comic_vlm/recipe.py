@@ -6,7 +6,7 @@ The library's own class is trained as it is, on the drawn world alone. It first 
 its way on strips of up to six; what it is asked is in `lessons.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from mediant.tasks.pictures.comics import PANELS, SIZE
 from mediant.tasks.pictures.painter import Pixels
 from mediant.tasks.pictures.scene import ACTIONS, CHARACTERS, COLOURS, OBJECTS, PLACES, Scene
-from mediant.training.loop import LoopConfig
+from mediant.training.loop import LoopConfig, train
 from mediant.zoo.comic_vlm import lessons
 
 if TYPE_CHECKING:
@@ -35,16 +35,41 @@ TEMPLATE = (
     "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-BANK = 12_000
-# Steps on single panels alone; afterwards strips of six, and now and then a single panel.
-SEEING, SINGLE = 600, 0.05
-MIXTURE = {"panel": 0.3, "reversed": 0.05, "unsettled": 0.2, "in order": 0.25, "any order": 0.2}
-LOOP = LoopConfig(
-    steps=4_500, lr=1.5e-3, weight_decay=0.01, warmup=100, schedule="cosine", save_every=100, log_every=10, grad_clip=1.0
-)
+BANK, SCATTERED = 12_000, 3_000
+# How often a lesson is about a single panel instead of a strip.
+SINGLE = 0.05
 BATCH = 32
 # Strips are twelve tokens wide: with the usual ten thousand, the few frequencies of this small head hardly tell columns apart.
 THETA = 100.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training, with an optimizer of its own.
+
+    Attributes:
+        mixture: kind of lesson -> how often it is given.
+        seeing: steps at the beginning that are on single panels alone.
+    """
+
+    name: str
+    loop: LoopConfig
+    mixture: dict[str, float]
+    seeing: int = 0
+
+
+_LOOP = LoopConfig(
+    steps=4_500, lr=1.5e-3, weight_decay=0.01, warmup=100, schedule="cosine", save_every=100, log_every=10, grad_clip=1.0
+)
+_STRIPS = {"panel": 0.3, "reversed": 0.05, "unsettled": 0.2, "in order": 0.25, "any order": 0.2}
+STAGES = (
+    Stage("strips", _LOOP, _STRIPS, seeing=600),
+    Stage(
+        "regions",
+        replace(_LOOP, steps=1_500, lr=5e-4),
+        {**{k: 0.6 * v for k, v in _STRIPS.items()}, "here": 0.25, "things": 0.15},
+    ),
+)
 
 
 def tokenizer() -> "PreTrainedTokenizerFast":
@@ -72,7 +97,8 @@ def _corpus() -> list[str]:
     captions = [
         Scene(*(values[i % len(values)] for values in (CHARACTERS, ACTIONS, OBJECTS, COLOURS, PLACES))).caption for i in range(n)
     ]
-    asked = [text.format(k=k) for texts in lessons.QUESTIONS.values() for text, k in product(texts, lessons.ORDINALS)]
+    about_strips = [texts for kind, texts in lessons.QUESTIONS.items() if kind not in lessons.THINGS]
+    asked = [text.format(k=k) for texts in about_strips for text, k in product(texts, lessons.ORDINALS)]
     return [*captions, *asked, *["user\n", "assistant\n", lessons.numbered(captions[:9])] * 3]
 
 
@@ -115,20 +141,24 @@ class Teaching:
 
     model: Any
     vocabulary: "PreTrainedTokenizerFast"
+    stage: Stage = STAGES[0]
     seed: int = 0
 
     @cached_property
     def bank(self) -> lessons.Bank:
-        """Scenes drawn once; half a minute."""
-        return lessons.Bank.drawn(BANK, seed=self.seed)
+        """Pictures drawn once; half a minute."""
+        things = any(kind in lessons.THINGS for kind in self.stage.mixture)
+        return lessons.Bank.drawn(BANK, seed=self.seed, n_scattered=SCATTERED if things else 0)
 
     def loss(self, step: int, generator: torch.Generator) -> Tensor:
         """Mean negative log likelihood of the answers' tokens, in nats."""
         random = Random(int(torch.randint(2**62, (), generator=generator)))
-        kind = random.choices(list(MIXTURE), list(MIXTURE.values()))[0]
-        panels = 1 if step < SEEING or random.random() < SINGLE else PANELS
+        kind = random.choices(list(self.stage.mixture), list(self.stage.mixture.values()))[0]
+        panels = 1 if step < self.stage.seeing or random.random() < SINGLE else PANELS
+        if panels == 1 and kind not in lessons.THINGS:
+            kind = "unsettled"
         n = 2 * BATCH if panels == 1 else BATCH
-        drawn = [lessons.draw(random, "unsettled" if panels == 1 else kind, self.bank, panels) for _ in range(n)]
+        drawn = [lessons.draw(random, kind, self.bank, panels) for _ in range(n)]
         inputs, labels = self.batch(drawn)
         loss: Tensor = self.model(**inputs, labels=labels).loss
         return loss
@@ -166,15 +196,30 @@ def patches(pixels: Pixels) -> Tensor:
     return x.reshape(len(x), -1)
 
 
-def teach(folder: Path, **options: Any) -> Any:
-    """Train in the folder, going on where an earlier call stopped."""
-    from mediant.training.loop import train
+def image_processor() -> Any:
+    """The library's own, for this model: any image is stretched to at most 512 cells of 32 x 32 pixels."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+    cell = (PATCH * MERGE) ** 2
+    return Qwen2VLImageProcessorPil(
+        patch_size=PATCH, merge_size=MERGE, temporal_patch_size=TEMPORAL, image_mean=[0.5] * 3, image_std=[0.5] * 3,
+        size={"shortest_edge": 2 * cell, "longest_edge": 512 * cell},
+    )  # fmt: skip
+
+
+def teach(folder: Path, **options: Any) -> bool:
+    """Train in the folder, going on where an earlier call stopped; whether it is done, and then the model is in `model/`."""
     words = tokenizer()
-    taught = Teaching(model(config(words)), words)
-    taught.model.train()
-    log = train(dict(taught.model.named_parameters()), taught.loss, folder, LOOP, **options)
-    return taught, log
+    learner = model(config(words))
+    learner.train()
+    for stage in STAGES:
+        teaching = Teaching(learner, words, stage)
+        log = train(dict(learner.named_parameters()), teaching.loss, folder / stage.name, stage.loop, **options)
+        if not log.done:
+            return False
+    for part in (learner.eval(), words, image_processor()):
+        part.save_pretrained(folder / "model")
+    return True
 
 
 assert SIZE % (PATCH * MERGE) == 0  # noqa: S101 - panel borders fall between tokens
