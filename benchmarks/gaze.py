@@ -26,7 +26,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForCondi
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from mediant.core import Site
-from mediant.interventions.looking import Look, looking
+from mediant.interventions.look import Look
+from mediant.interventions.looking import looking
 from mediant.search.gaze import attention_on
 from mediant.subject import Batch, wrap
 from mediant.subject.vision import VisionSubject
@@ -43,11 +44,11 @@ def subject(width: int, attention: str) -> VisionSubject:
     """A random model with eyes of one patch per token."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [width // 16, 0, 0], "mrope_interleaved": True}
     text = {
         "vocab_size": len(WORDS), "hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": 8,
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": width // 8, "max_position_embeddings": 32768,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [width // 16, 0, 0], "mrope_interleaved": True},
-        "pad_token_id": 0, "eos_token_id": 1,
+        "rope_parameters": rope, "pad_token_id": 0, "eos_token_id": 1,
     }  # fmt: skip
     vision = {
         "depth": 1, "hidden_size": 16, "num_heads": 1, "intermediate_size": 16, "out_hidden_size": width, "patch_size": CELL,

@@ -1,4 +1,4 @@
-"""`mediant list | run | show | compare | models | data | doctor`.
+"""`mediant list | run | show | compare | models | data | demo | doctor`.
 
     mediant run activation-patching --preset bundled
     mediant run activation-patching --model FOLDER --task pairs.jsonl --n 100
@@ -272,6 +272,32 @@ def check_data(file: Path, *, model: str = "smollm2-135m") -> None:
         raise MediantError(f"{file}: {len(wrong)} of {len(task.pairs)} pairs do not fit {model}:\n  " + "\n  ".join(listed))
     shared = ", ".join(task.span_names) or "none"
     _say(f"{len(task.pairs)} pairs fit {model}; spans shared by all: {shared}")
+
+
+@app.command
+def demo(name: str, *, model: str | None = None, port: int | None = None) -> None:
+    """Serve a study's page to play with, on this machine alone.
+
+    Parameters
+    ----------
+    name: Study with a demo, such as gaze-heads.
+    model: Model to show; default: the study's own.
+    port: Port on 127.0.0.1; default: the first free one from 7860 on.
+    """
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    card = study(name)
+    if find_spec(f"{card.module}.demo") is None:
+        have = [c.name for c in studies().values() if find_spec(f"{c.module}.demo") is not None]
+        raise MediantError(f"{name} has no demo; these have: {', '.join(have)}")
+    if find_spec("gradio") is None:
+        raise MediantError("demos are served with gradio, which is not installed: pip install 'mediant[demo]'")
+    _quiet_libraries()
+    from mediant.subject import load
+
+    config: Any = card.configure(DEFAULT_PRESET, {} if model is None else {"model": model})
+    import_module(f"{card.module}.demo").serve(load(config.model, device=config.device, dtype=config.dtype), config, port=port)
 
 
 @app.command

@@ -9,7 +9,8 @@ from mediant.core.errors import EditError, EditNeverFired, OutOfRange, UnknownNa
 from mediant.interventions import run
 from mediant.interventions.attention import Rows, attending, cut
 from mediant.interventions.attention_function import replacing_attention
-from mediant.interventions.looking import Look, Schedule, looking
+from mediant.interventions.look import Live, Look, Schedule
+from mediant.interventions.looking import looking
 from mediant.subject import Batch
 from mediant.subject.vision import VisionSubject
 
@@ -213,7 +214,7 @@ def test_a_sentence_that_ends_moves_the_gaze_row_by_row():
         said = vlm.generate(batch, max_new_tokens=12, stop_at_eos=False)
         turns = {one.step: one.turn for one in gaze.seen}
         # The first row has ended a sentence by itself or not; a token fed by hand must count either way.
-        gaze._turn = [0, 0]
+        gaze._turn, gaze._last = [0, 0], ["", ""]
         gaze._advance(torch.tensor([[stop], [5]]), 3)
         assert gaze._turn == [1, 0]
         gaze._advance(torch.tensor([[stop], [stop]]), 4)
@@ -261,3 +262,43 @@ def test_wrong_requests_are_refused():
         run(vlm, batch)
     with pytest.raises(EditNeverFired, match="starts later"), looking(vlm, Look(HEADS, "one", when="decode")):
         run(vlm, batch)
+
+
+def test_a_list_s_number_ends_no_sentence():
+    vlm = vision_subject()
+    batch = two_rows(vlm)
+    dot, one = vlm.tokenizer.convert_tokens_to_ids("."), vlm.tokenizer.convert_tokens_to_ids("fox")
+    with looking(vlm, Look(HEADS, Schedule(("one", "two"), "sentence"))) as gaze:
+        run(vlm, batch)
+        gaze._texts = {one: "3", dot: "."}
+        for step, token in enumerate([one, dot, dot]):
+            gaze._advance(torch.full((2, 1), token), step)
+            assert gaze._turn == ([1, 1] if step == 2 else [0, 0])
+
+
+def test_a_live_target_can_be_moved_and_let_go_between_tokens():
+    vlm = vision_subject()
+    batch = two_rows(vlm)
+    live = Live()
+    clean = vlm.generate(batch, max_new_tokens=8, stop_at_eos=False)
+
+    def point(_module, _args, kwargs) -> None:
+        step = kwargs["past_key_values"].get_seq_length() - batch.n_cols
+        columns = [[batch.columns(row, Span(name)) for row in range(2)] for name in ("one", "two")]
+        {0: lambda: live.turn_to(*columns[0]), 2: lambda: live.turn_to(*columns[1]), 4: live.turn_to}.get(step, lambda: None)()
+
+    handle = vlm.entry.register_forward_pre_hook(point, with_kwargs=True)
+    try:
+        with looking(vlm, Look(HEADS[1:], live)) as gaze, attending(vlm, rows=[Rows(1, "generated", (0,))]) as seen:
+            steered = vlm.generate(batch, max_new_tokens=8, stop_at_eos=False)
+    finally:
+        handle.remove()
+    assert steered[:, 0].tolist() == clean[:, 0].tolist()
+    weights, rows, cols = seen.rows[0].weights[:, 0], torch.cat(seen.rows[0].rows), torch.cat(seen.rows[0].cols)
+    for at in range(len(weights)):
+        step = int(cols[at]) - batch.n_cols
+        for name, steps in (("one", (0, 1)), ("two", (2, 3))):
+            share = float(weights[at, batch.columns(int(rows[at]), Span(name))].sum())
+            assert (share > 1 - 1e-6) == (step in steps)
+    assert sorted({one.step for one in gaze.seen}) == [0, 1, 2, 3]
+    assert [f.tokens for f in gaze.firings()] == [4, 4, 0]

@@ -17,95 +17,22 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mediant.core.errors import EditError, EditNeverFired, OutOfRange, unknown
-from mediant.core.site import Site
+from mediant.core.errors import EditError, EditNeverFired
 from mediant.core.span import Span
 from mediant.interventions.attention_call import AttentionContext, Call, call_of, noted_window
 from mediant.interventions.attention_function import AttentionFunction, replacing_attention
 from mediant.interventions.execute import Firing
+from mediant.interventions.look import Live, Look
 from mediant.subject import Subject
 
-Mode = Literal["boost_suppress", "boost", "suppress_image", "suppress_all", "max_suppress_all"]
-When = Literal["always", "decode"]
-BETA = 1e4
 # Query rows computed at once in a long prompt: logits of so many numbers per layer at most.
 _NUMBERS = 2**24
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What to look at, and from when on.
-
-    Attributes:
-        targets: span names, in order.
-        starts: decode step at which each target's turn begins (step 0 makes the second new token); or "sentence": the next
-            target's turn begins, row by row, when a sentence has ended. Before the first start nothing is done.
-    """
-
-    targets: tuple[str, ...]
-    starts: tuple[int, ...] | Literal["sentence"] = (0,)
-
-    def __post_init__(self) -> None:
-        if not self.targets:
-            raise EditError("a schedule needs at least one target")
-        if isinstance(self.starts, str):
-            if self.starts != "sentence":
-                raise unknown("schedule", self.starts, ["sentence"])
-        elif len(self.starts) != len(self.targets) or list(self.starts) != sorted(set(self.starts)) or self.starts[0] < 0:
-            raise OutOfRange(f"{len(self.targets)} targets need as many rising steps from 0 on, got {self.starts}")
-
-    @classmethod
-    def every(cls, steps: int, targets: Sequence[str]) -> "Schedule":
-        """A new target every so many decode steps."""
-        return cls(tuple(targets), tuple(range(0, steps * len(targets), steps)))
-
-
-@dataclass(frozen=True)
-class Look:
-    """What is done to which heads.
-
-    Attributes:
-        heads: `head_z` sites of query heads; none at all leaves the model untouched.
-        target: a schedule, or the one span to look at all the time.
-        mode: what is suppressed besides boosting the target. `boost_suppress`: other image tokens (the paper); `boost`: nothing;
-            `suppress_image`: other image tokens, without a boost; `suppress_all`: these and the prompt's text;
-            `max_suppress_all`: these and every generated token.
-        beta: added to (boost) or taken from (suppress) logits.
-        mass: instead of `beta`, the share of attention, between 0 and 1, that the target shall have.
-        when: "always" from the first row of the prompt on; "decode" on rows of generated tokens alone.
-        image: the span of all image tokens.
-    """
-
-    heads: tuple[Site, ...]
-    target: Schedule | str
-    mode: Mode = "boost_suppress"
-    beta: float = BETA
-    mass: float | None = None
-    when: When = "always"
-    image: str = "image"
-
-    def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
-            raise unknown("mode", self.mode, get_args(Mode))
-        if self.when not in get_args(When):
-            raise unknown("time", self.when, get_args(When))
-        if not (math.isfinite(self.beta) and self.beta > 0):
-            raise OutOfRange(f"beta must be a number above 0, got {self.beta}")
-        if self.mass is not None and not 0 < self.mass < 1:
-            raise OutOfRange(f"a share of attention lies between 0 and 1, got {self.mass}")
-        if self.mass is not None and self.mode != "boost_suppress":
-            raise EditError("a wanted share of attention is reached by a bias on the target alone; leave the mode out")
-
-    @property
-    def schedule(self) -> Schedule:
-        """The target as a schedule."""
-        return Schedule((self.target,)) if isinstance(self.target, str) else self.target
 
 
 @dataclass(eq=False)
@@ -165,7 +92,8 @@ class Looking:
         self._turn: list[int] = []
         self._bias: _Bias | None = None
         self._known: tuple[Any, ...] = ()
-        self._ends: dict[int, bool] = {}
+        self._texts: dict[int, str] = {}
+        self._last: list[str] = []
         self._shown: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def heads_of(self, layer: int) -> tuple[int, ...]:
@@ -202,8 +130,8 @@ class Looking:
         mine = [(one, [row for row, t in enumerate(one.turn) if t == turn]) for one in self.seen]
         mine = [(one, rows) for one, rows in mine if rows]
         changes = [float((one.after[rows] - one.before[rows]).mean()) for one, rows in mine]
-        starts = self.look.schedule.starts
-        missed = () if mine or isinstance(starts, str) else (starts[turn],)
+        plan = self.look.schedule
+        missed = () if mine or isinstance(plan, Live) or isinstance(plan.starts, str) else (plan.starts[turn],)
         tokens = sum(len(rows) for one, rows in mine if one.layer == mine[0][0].layer)
         label = f"look at {name} with {len(self.look.heads)} heads"
         change = sum(changes) / len(changes) if changes else 0.0
@@ -215,7 +143,7 @@ class Looking:
         Raises:
             EditNeverFired: with the reason to look for.
         """
-        if self.forwards and self.look.heads and not self.seen:
+        if self.forwards and self.look.heads and not self.seen and self.look.schedule.targets:
             raise EditNeverFired(
                 f"no head was turned to {' or '.join(self.look.schedule.targets)} in {self.forwards} forward(s): the schedule "
                 "starts later, or nothing was generated and the gaze acts on generated tokens only"
@@ -232,6 +160,7 @@ class Looking:
         batch, first = window.batch, window.offset + ids.shape[1] - 1 - window.batch.n_cols
         if window.offset == 0 or len(self._turn) != batch.n_rows:
             self._turn = [0 if self._at_start() else -1] * batch.n_rows
+            self._last = [""] * batch.n_rows
         self._advance(ids, first)
         turn = tuple(self._turn if first >= 0 or self.look.when == "always" else [-1] * batch.n_rows)
         if all(t < 0 for t in turn):
@@ -240,35 +169,44 @@ class Looking:
             self._bias, self._known = self._made(turn), (batch, turn)
 
     def _at_start(self) -> bool:
-        starts = self.look.schedule.starts
-        return isinstance(starts, str) or starts[0] == 0
+        plan = self.look.schedule
+        return not isinstance(plan, Live) and (isinstance(plan.starts, str) or plan.starts[0] == 0)
 
     def _advance(self, ids: Tensor, step: int) -> None:
-        starts, last = self.look.schedule.starts, len(self.look.schedule.targets) - 1
+        plan = self.look.schedule
+        if isinstance(plan, Live):
+            now = len(plan.turns) - 1
+            self._turn = [now if now >= 0 and plan.turns[now] else -1] * len(self._turn)
+            return
+        starts, last = plan.starts, len(plan.targets) - 1
         if step < 0:
             return
         if isinstance(starts, str):
             # The token fed now was the last one said: where it ended a sentence, the next one is about something else.
             for row, token in enumerate(ids[:, -1].tolist()):
-                self._turn[row] = min(last, self._turn[row] + self._ends_sentence(token))
+                text = self._text_of(token)
+                # The mark after a number is a list's.
+                ended = text.endswith((".", "!", "?")) and not (text == "." and self._last[row].isdecimal())
+                self._turn[row] = min(last, self._turn[row] + ended)
+                self._last[row] = text
         else:
             now = sum(start <= step for start in starts) - 1
             self._turn = [now] * len(self._turn)
 
-    def _ends_sentence(self, token: int) -> bool:
-        if token not in self._ends:
-            self._ends[token] = self.subject.decode([token]).rstrip().endswith((".", "!", "?"))
-        return self._ends[token]
+    def _text_of(self, token: int) -> str:
+        if token not in self._texts:
+            self._texts[token] = self.subject.decode([token]).strip()
+        return self._texts[token]
 
     def _made(self, turn: tuple[int, ...]) -> _Bias:
         """The bias on the prompt's columns for each row's present target."""
         batch = self.subject.window.batch
         assert batch is not None  # noqa: S101 - noted before
-        device, names = batch.ids.device, self.look.schedule.targets
+        device, plan = batch.ids.device, self.look.schedule
         target, image = (torch.zeros(batch.n_rows, batch.n_cols, dtype=torch.bool, device=device) for _ in range(2))
         for row, t in enumerate(turn):
             if t >= 0:
-                target[row, batch.columns(row, Span(names[t]))] = True
+                target[row, plan.columns(t, row) if isinstance(plan, Live) else batch.columns(row, Span(plan.targets[t]))] = True
                 image[row, batch.columns(row, Span(self.look.image))] = True
         live = torch.tensor([t >= 0 for t in turn], device=device)
         everything = self.look.mode in ("suppress_all", "max_suppress_all")

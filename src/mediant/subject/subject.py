@@ -5,7 +5,7 @@ batch = lm.encode(["When Mary and John went to the store, John gave a drink to"]
 lm.family, lm.shape.n_layers, lm.generate(batch, max_new_tokens=3)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -173,9 +173,18 @@ class Subject:
         return str(self.tokenizer.decode(list(ids)))
 
     def generate(
-        self, batch: Batch, *, max_new_tokens: int, use_cache: bool = True, stop_at_eos: bool = True
+        self,
+        batch: Batch,
+        *,
+        max_new_tokens: int,
+        use_cache: bool = True,
+        stop_at_eos: bool = True,
+        watch: Callable[[Int[Tensor, "batch new"]], bool] | None = None,
     ) -> Int[Tensor, "batch new"]:
         """Greedy continuation of a left-padded batch, under whatever edits are active.
+
+        Args:
+            watch: called after every new token with all of them so far; what it returns says whether to stop.
 
         Raises:
             SubjectError: the batch is padded on the right.
@@ -189,6 +198,7 @@ class Subject:
                 batch.ids, attention_mask=batch.mask.long(), **batch.inputs, do_sample=False, use_cache=use_cache,
                 max_new_tokens=max_new_tokens, min_new_tokens=None if stop_at_eos else max_new_tokens,
                 pad_token_id=self.pad_id, eos_token_id=eos,
+                stopping_criteria=None if watch is None else [_watching(watch, batch.n_cols)],
             )  # fmt: skip
         new = ids[:, batch.n_cols :]
         self.work.token_layers += self._generation_work(batch, new.shape[1], use_cache)
@@ -221,3 +231,12 @@ class Subject:
         if window.batch is None or (offset == 0 and not window.declared):
             window.batch = bare_batch(ids, mask)
         window.offset, window.width = offset, ids.shape[1]
+
+
+def _watching(watch: Callable[[Tensor], bool], n_cols: int) -> Callable[..., Tensor]:
+    """A stopping criterion of the library's that hands on the new tokens."""
+
+    def called(ids: Tensor, _: object, **__: object) -> Tensor:
+        return torch.full((ids.shape[0],), watch(ids[:, n_cols:]), dtype=torch.bool, device=ids.device)
+
+    return called

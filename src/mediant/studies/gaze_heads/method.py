@@ -17,7 +17,8 @@ from mediant.core.span import Span
 from mediant.interventions.attention import Rows, attending
 from mediant.interventions.edits import add
 from mediant.interventions.execute import edit, run
-from mediant.interventions.looking import Look, Schedule, looking
+from mediant.interventions.look import Look, Schedule
+from mediant.interventions.looking import looking
 from mediant.measures import judges
 from mediant.measures.controls import layer_matched, random_sets
 from mediant.measures.intervals import Array

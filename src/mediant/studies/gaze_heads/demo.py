@@ -1,0 +1,246 @@
+"""A page to point with: pick a strip or upload a picture, click a panel or mark a box, and the model describes that.
+
+    mediant demo gaze-heads
+
+Gradio serves the page, on this machine alone. A click while the model speaks turns its heads at once. A box is marked with two
+clicks on opposite corners. What the model says is untrusted and escaped.
+"""
+
+import html
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from mediant.core.errors import MediantError
+from mediant.core.ranking import Ranking
+from mediant.search.gaze import GazeScores
+from mediant.studies.gaze_heads import method
+from mediant.studies.gaze_heads.config import Config
+from mediant.studies.gaze_heads.speech import Moment, Speech, shrunk
+from mediant.subject.regions import Box
+from mediant.subject.vision import Pixels, VisionSubject, as_pixels
+from mediant.tasks import strips
+
+COLOURS = ("#d9822b", "#2f6fde", "#2a8f4a", "#8c50b2", "#c0392b", "#1e8c8c")
+QUESTIONS = (
+    "Describe the panels in any order.",
+    "What is happening in this panel?",
+    "Describe all panels in order.",
+    "What is here?",
+)
+FRAME = (217, 106, 30)
+_STAGE, _FRAME = 960, 5
+
+
+@dataclass(eq=False)
+class _User:
+    """What one browser sees."""
+
+    speech: Speech
+    attention: Any = None
+    corner: tuple[int, int] | None = None
+    drawn: int = 0
+    history: list[Box] = field(default_factory=list)
+
+
+def rank(subject: VisionSubject, config: Config) -> Ranking:
+    """Gaze heads of a model, on a few drawn strips."""
+    found = strips.drawn(config.n_validation, seed=config.seed, panels=config.panels)
+    return GazeScores(np.asarray([method.gaze(subject, strip, config)["mass"] for strip in found])).ranking(config.score)
+
+
+def page(subject: VisionSubject, ranking: Ranking, config: Config) -> Any:
+    """The page, ready to be launched."""
+    k = max(1, round(config.largest_share * len(ranking)))
+    show = _Show(subject, ranking, config)
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    with gr.Blocks(title="Gaze heads", analytics_enabled=False) as blocks:
+        blocks.theme = theme
+        gr.Markdown(
+            f"## Turn the heads of {html.escape(subject.name)}\nClick a panel (or two corners of a box), then let it describe. "
+            "Click elsewhere while it speaks."
+        )
+        stage = gr.Image(label="picture", type="numpy", interactive=False, elem_id="stage", buttons=[])
+        status = gr.Markdown("", elem_id="status")
+        with gr.Row():
+            draw = gr.Button("Another strip", elem_id="draw")
+            upload = gr.UploadButton("Upload a picture", elem_id="upload")
+            mark = gr.Radio(["panel", "box"], value="panel", label="mark a", elem_id="mark")
+            panels = gr.Slider(1, 10, value=config.panels, step=1, label="panels across")
+            heads = gr.Slider(0, len(ranking), value=k, step=1, label="heads turned", elem_id="heads")
+        question = gr.Dropdown(list(QUESTIONS), value=QUESTIONS[0], allow_custom_value=True, label="question", elem_id="question")
+        with gr.Row():
+            describe = gr.Button("Describe", variant="primary", elem_id="describe")
+            loose = gr.Button("Let go", elem_id="loose")
+            stop = gr.Button("Stop", elem_id="stop")
+        said = gr.HTML("", label="what it says", elem_id="said")
+        blocks.load(show.draw, None, [stage, status, said])
+        draw.click(show.draw, None, [stage, status, said])
+        upload.upload(show.upload, upload, [stage, status, said])
+        stage.select(show.click, [mark, panels], [stage, status])
+        loose.click(show.loose, None, [stage, status])
+        stop.click(show.stop, None, status)
+        describe.click(show.describe, [question, heads], [stage, status, said])
+    return blocks
+
+
+class _Show:
+    """What the page's controls do; every message a user sees is in the status line."""
+
+    def __init__(self, subject: VisionSubject, ranking: Ranking, config: Config) -> None:
+        self.subject, self.ranking, self.config = subject, ranking, config
+        self.users: dict[str, _User] = {}
+
+    def user(self, request: Any) -> _User:
+        """The state of one browser tab."""
+        key = str(getattr(request, "session_hash", None) or "")
+        return self.users.setdefault(key, _User(Speech(self.subject, ())))
+
+    def draw(self, request: gr.Request) -> tuple[Any, str, str]:
+        """Another strip of the drawn world."""
+        user = self.user(request)
+        user.drawn += 1
+        strip = strips.drawn(1, seed=1000 + user.drawn, split="heldout", panels=self.config.panels)[0]
+        return self._shown(user, strip.pixels, "Click a panel.")
+
+    def upload(self, path: str, request: gr.Request) -> tuple[Any, str, str]:
+        """A picture of the user's own."""
+        user = self.user(request)
+        try:
+            pixels = as_pixels(path)
+            small = shrunk(pixels)
+            self.subject.look([small], ["?"])
+        except MediantError as error:
+            return self._stage(user), _problem(error), ""
+        note = f" It was scaled down from {pixels.shape[1]} x {pixels.shape[0]} pixels." if small is not pixels else ""
+        return self._shown(user, small, f"Your picture.{note} Click where it shall look.")
+
+    def click(self, mark: str, panels: float, event: gr.SelectData, request: gr.Request) -> tuple[Any, str]:
+        """A panel, or the corner of a box."""
+        user = self.user(request)
+        pixels = user.speech.pixels
+        if pixels is None:
+            return None, "There is no picture yet."
+        scale = _scale(pixels)
+        x, y = (int(value / scale) for value in event.index)
+        if mark == "panel":
+            wide = pixels.shape[1] / int(panels)
+            k = min(int(panels) - 1, int(x / wide))
+            return self._turn(user, (k * wide, 0.0, (k + 1) * wide, float(pixels.shape[0])), f"Looking at panel {k + 1}")
+        if user.corner is None:
+            user.corner = x, y
+            return self._stage(user), "Now click the opposite corner."
+        (a, b), user.corner = user.corner, None
+        return self._turn(user, (float(min(a, x)), float(min(b, y)), float(max(a, x)), float(max(b, y))), "Looking at the box")
+
+    def loose(self, request: gr.Request) -> tuple[Any, str]:
+        """Let the heads look where they will."""
+        user = self.user(request)
+        user.speech.turn_to(None)
+        user.corner = None
+        return self._stage(user), "The heads look where they will."
+
+    def stop(self, request: gr.Request) -> str:
+        """End the description."""
+        self.user(request).speech.stop()
+        return "Stopped."
+
+    def describe(self, question: str, heads: float, request: gr.Request) -> Iterator[tuple[Any, str, str]]:
+        """Speak, token by token."""
+        user = self.user(request)
+        user.speech.heads = tuple(self.ranking.sites(int(heads)))
+        words = ""
+        try:
+            if not question.strip():
+                raise MediantError("The question is empty; ask something.")
+            for moment in user.speech.describe(question.strip(), self.config.panels * 14):
+                words, user.attention = _spoken(moment), moment.attention
+                yield self._stage(user), "Speaking. Click to turn the heads.", words
+            yield self._stage(user), "Done.", words
+        except MediantError as error:
+            yield self._stage(user), _problem(error), words
+
+    def _turn(self, user: _User, box: Box, done: str) -> tuple[Any, str]:
+        try:
+            tokens = user.speech.turn_to(box)
+        except MediantError as error:
+            return self._stage(user), _problem(error)
+        return self._stage(user), f"{done}: {tokens} image tokens."
+
+    def _shown(self, user: _User, pixels: Pixels, note: str) -> tuple[Any, str, str]:
+        user.speech.show(pixels)
+        user.speech.turn_to(None)
+        user.attention, user.corner = None, None
+        return self._stage(user), note, ""
+
+    def _stage(self, user: _User) -> Any:
+        """The picture, lit where the heads look, with a frame around the region they are turned to."""
+        pixels = user.speech.pixels
+        if pixels is None:
+            return None
+        lit = pixels.astype(np.float32)
+        if user.attention is not None:
+            lit = _lit(lit, self.subject.look([pixels], ["?"]).images[0].cells, user.attention)
+        scale = _scale(pixels)
+        big = np.asarray(lit.clip(0, 255), dtype=np.uint8).repeat(scale, 0).repeat(scale, 1)
+        if user.speech.box is not None:
+            _frame(big, [round(side * scale) for side in user.speech.box])
+        return big
+
+
+def _scale(pixels: Pixels) -> int:
+    return max(1, _STAGE // int(pixels.shape[1]))
+
+
+def _lit(pixels: Any, cells: Sequence[Any], attention: Any) -> Any:
+    """Darken what the heads do not look at."""
+    light = np.zeros(pixels.shape[:2], dtype=np.float32)
+    for cell, share in zip(cells, attention, strict=True):
+        if cell.box is not None:
+            left, top, right, bottom = (round(side) for side in cell.box)
+            light[top:bottom, left:right] = np.maximum(light[top:bottom, left:right], share)
+    return pixels * (0.45 + 0.55 * light / max(1e-9, float(light.max())))[..., None]
+
+
+def _frame(pixels: Pixels, box: Sequence[int]) -> None:
+    left, top, right, bottom = box
+    inside = pixels[top + _FRAME : bottom - _FRAME, left + _FRAME : right - _FRAME].copy()
+    pixels[top:bottom, left:right] = FRAME
+    pixels[top + _FRAME : bottom - _FRAME, left + _FRAME : right - _FRAME] = inside
+
+
+def _spoken(moment: Moment) -> str:
+    """Words, coloured by the turn they were said in."""
+    parts = []
+    for text, turn in moment.words:
+        colour = f' style="color: {COLOURS[turn % len(COLOURS)]}"' if turn >= 0 else ""
+        parts.append(f"<span{colour}>{html.escape(text)}</span>")
+    return f'<div style="font-size: 1.15rem; line-height: 1.6">{"".join(parts)}</div>'
+
+
+def _problem(error: MediantError) -> str:
+    return f"**That did not work:** {html.escape(str(error))}"
+
+
+def serve(subject: VisionSubject, config: Config, *, port: int | None, ready: Any = None) -> None:
+    """Rank the heads and serve the page on this machine until interrupted.
+
+    Args:
+        ready: called with the page's address; the server then ends when it returns.
+    """
+    blocks = page(subject, rank(subject, config), config)
+    _, address, _ = blocks.queue().launch(
+        server_name="127.0.0.1", server_port=port, share=False, quiet=True, inbrowser=False, prevent_thread_lock=True,
+        show_error=False, max_file_size="40mb",
+    )  # fmt: skip
+    try:
+        if ready is not None:
+            ready(address)
+        else:
+            print(f"The demo is at {address} (end it with Ctrl-C).")
+            blocks.block_thread()
+    finally:
+        blocks.close()
