@@ -63,7 +63,7 @@ def at(word: str) -> int:
 
 
 def _mrope() -> dict:
-    return {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    return {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]}
 
 
 def _qwen_ids() -> dict:
@@ -93,7 +93,7 @@ def _qwen3_vl(deep: tuple[int, ...] = (0, 1), **_):
         "depth": 2, "hidden_size": 32, "num_heads": 4, "intermediate_size": 32, "out_hidden_size": 32, "patch_size": 4,
         "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 64, "deepstack_visual_indexes": list(deep),
     }  # fmt: skip
-    text = {**LM, "head_dim": 8, "rope_parameters": _mrope()}
+    text = {**LM, "head_dim": 8, "rope_parameters": _mrope() | {"mrope_interleaved": True}}
     return Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **_qwen_ids())), _qwen_pixels()
 
 

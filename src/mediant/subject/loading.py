@@ -26,6 +26,7 @@ from mediant.subject.vision import VisionSubject
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -141,6 +142,9 @@ def _from_pretrained(
         tokenizer = AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf_file} if gguf_file else {}))
         if gguf_file:
             fetch.restore_digits(tokenizer, Path(source) / gguf_file)
+        if sees and Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _PROCESSORS):
+            # The library would take its defaults, whose patches are another size.
+            raise SubjectError(f"{source} has none of {' and '.join(_PROCESSORS)}, which say how its images are prepared")
         images = AutoImageProcessor.from_pretrained(source, backend="pil") if sees else None
         model, report = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
             source, dtype=dtype, device_map=device_map, output_loading_info=True, **extra

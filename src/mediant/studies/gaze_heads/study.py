@@ -161,7 +161,7 @@ class _Run:
                 self.subject, test[0], "Describe all panels in order.", config.panels * config.segment_tokens, [sets.top, control]
             ),
         )
-        reading = self._once("reading", lambda: method.reversed_reading(self.subject, test[: 2 * (len(test) // 4)], config))
+        reading = self._once("reading", lambda: method.reversed_reading(self.subject, test[: max(2, len(test) // 2)], config))
         data = replace(self.data, validation=tuple(validation), test=tuple(test))
         findings = Findings(config, data, ranking, found, confirmed, sets, chosen, answers, narrations, regions, path, reading)
         return findings, {"settled": settled, "narration": narration}

@@ -142,13 +142,12 @@ class Teaching:
     model: Any
     vocabulary: "PreTrainedTokenizerFast"
     stage: Stage = STAGES[0]
-    seed: int = 0
 
     @cached_property
     def bank(self) -> lessons.Bank:
-        """Pictures drawn once; half a minute."""
+        """Pictures drawn once, new ones in every stage; half a minute."""
         things = any(kind in lessons.THINGS for kind in self.stage.mixture)
-        return lessons.Bank.drawn(BANK, seed=self.seed, n_scattered=SCATTERED if things else 0)
+        return lessons.Bank.drawn(BANK, seed=STAGES.index(self.stage), n_scattered=SCATTERED if things else 0)
 
     def loss(self, step: int, generator: torch.Generator) -> Tensor:
         """Mean negative log likelihood of the answers' tokens, in nats."""
