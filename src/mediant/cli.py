@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 from mediant.core.errors import MediantError
 from mediant.studies.catalogue import DEFAULT_PRESET, StudyCard, studies, study
@@ -232,6 +232,38 @@ def fetch_model(name: str, *, source: Annotated[Path | None, Parameter(name="--f
     _quiet_libraries()
     folder = fetch.fetch(name, source=source, progress=lambda text: print(text, file=sys.stderr))
     _say(str(folder))
+
+
+@models_app.command(name="train")
+def train_model(name: str, *, out: Path, minutes: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 40.0) -> None:
+    """Make a model of the catalogue anew from its recipe; call it again to go on.
+
+    Parameters
+    ----------
+    name: Name in the catalogue.
+    out: Folder of the training, and at its end of the model.
+    minutes: Stop after so long; everything is kept.
+    """
+    from importlib import import_module
+
+    from mediant.subject import catalogue
+
+    card = catalogue.card(name)
+    if not card.recipe:
+        have = ", ".join(each.name for each in catalogue.models().values() if each.recipe)
+        raise MediantError(f"{name} comes from elsewhere and has no recipe; these have: {have}")
+    _quiet_libraries()
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=None)
+
+        def tell(stage: str, step: int, steps: int, loss: float) -> None:
+            progress.update(task, completed=step, total=steps, description=f"{name}: {stage}, loss {loss:.3f}")
+
+        done = import_module(f"mediant.zoo.{card.folder}.recipe").teach(out, seconds=60 * minutes, tell=tell)
+    _say(str(out / "model") if done else f"not done yet; go on with: mediant models train {name} --out {out}")
 
 
 @data_app.default

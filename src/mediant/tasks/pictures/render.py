@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import skia
 
 from mediant.tasks.pictures.painter import Box, Painter, Pixels
-from mediant.tasks.pictures.puppet import Part, Pose, puppet
+from mediant.tasks.pictures.puppet import Part, Pose, block, puppet
 from mediant.tasks.pictures.scene import Scene
 from mediant.tasks.pictures.things import place, thing
 
@@ -33,14 +33,17 @@ class Picture:
     boxes: dict[str, Box]
 
 
-def render(scene: Scene, size: int = 64) -> Picture:
+def render(scene: Scene, size: int = 64, *, ground: str | None = None) -> Picture:
     """Draw one scene on a square of `size` pixels.
+
+    Args:
+        ground: a colour to put behind everything instead of the place.
 
     Raises:
         OutOfRange: a size under 8 pixels.
     """
     painter = Painter(size, scene.style)
-    for part in place(scene.place):
+    for part in place(scene.place) if ground is None else [Part(block(0, 0, 1, 1), ground)]:
         painter.line(part.path, part.colour, part.width) if part.width else painter.backdrop(part.path, part.colour)
     parts, pose = puppet(scene.character, scene.action)
     boxes = {

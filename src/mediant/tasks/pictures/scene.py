@@ -58,9 +58,13 @@ class Scene:
     @property
     def caption(self) -> str:
         """One sentence with every factor but the style; it begins with what differs most between scenes."""
+        return f"{self.placeless[:-1]} {AT.get(self.place, 'at the')} {self.place}."
+
+    @property
+    def placeless(self) -> str:
+        """The caption without the place."""
         a = "an" if self.colour[0] in "aeiou" else "a"
-        where = f"{AT.get(self.place, 'at the')} {self.place}"
-        return f"{self.character.capitalize()} {self.action} with {a} {self.colour} {self.object} {where}."
+        return f"{self.character.capitalize()} {self.action} with {a} {self.colour} {self.object}."
 
     @classmethod
     def read(cls, caption: str, style: str = "flat") -> "Scene":

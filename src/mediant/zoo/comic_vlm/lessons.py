@@ -16,7 +16,7 @@ import numpy as np
 
 from mediant.tasks.pictures import scatter
 from mediant.tasks.pictures.comics import GAP, SIZE
-from mediant.tasks.pictures.painter import Pixels
+from mediant.tasks.pictures.painter import PALETTE, Pixels
 from mediant.tasks.pictures.render import render
 from mediant.tasks.pictures.scatter import Scattered
 from mediant.tasks.pictures.scene import Scene, draw_scene
@@ -25,6 +25,7 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 QUESTIONS = {
     "panel": ("What happens in the {k} panel?", "What happens in the {k} panel from the left?", "Describe the {k} panel."),
     "reversed": ("Reading from right to left, what happens in the {k} panel?",),
+    "who": ("What does the {who} do?", "Describe the panel with the {who}."),
     "unsettled": ("What is happening in this panel?", "What happens in this panel?", "Describe this panel."),
     "in order": ("Describe all panels in order.", "Tell the story panel by panel."),
     "any order": ("Describe the panels in any order.", "Describe every panel, in whatever order you like."),
@@ -49,21 +50,26 @@ class Bank:
     """Pictures drawn once, and put together to strips again and again."""
 
     scenes: Sequence[Scene]
+    captions: Sequence[str]
     pixels: Pixels
-
     scattered: Sequence[Scattered] = ()
 
     @classmethod
-    def drawn(cls, n: int, *, seed: int, size: int = SIZE, n_scattered: int = 0) -> "Bank":
-        """`n` scenes of the main split, and pictures of things."""
-        random = Random(f"bank-{seed}")
-        scenes = [draw_scene(random) for _ in range(n)]
-        return cls(
-            scenes, np.stack([render(scene, size).pixels for scene in scenes]), scatter.generate(n_scattered, seed=seed + 1)
-        )
+    def drawn(cls, n: int, *, seed: int, size: int = SIZE, plain: float = 0.0, n_scattered: int = 0) -> "Bank":
+        """`n` scenes of the main split, and pictures of things.
 
-    def strip(self, random: Random, panels: int) -> tuple[list[Scene], Pixels]:
-        """Scenes with characters and objects of their own, side by side with bars between them."""
+        Args:
+            plain: share of scenes on a plain colour instead of a place, so that what is done can be told wherever it is done.
+        """
+        random = Random(f"bank-{seed}")
+        scenes, grounds = [draw_scene(random) for _ in range(n)], sorted(PALETTE)
+        behind = [random.choice(grounds) if random.random() < plain else None for _ in range(n)]
+        drawn = [render(scene, size, ground=ground).pixels for scene, ground in zip(scenes, behind, strict=True)]
+        captions = [scene.caption if ground is None else scene.placeless for scene, ground in zip(scenes, behind, strict=True)]
+        return cls(scenes, captions, np.stack(drawn), scatter.generate(n_scattered, seed=seed + 1))
+
+    def strip(self, random: Random, panels: int) -> tuple[list[int], Pixels]:
+        """Numbers of scenes with characters and objects of their own, and these side by side with bars between them."""
         chosen: list[int] = []
         while len(chosen) < panels:
             at = random.randrange(len(self.scenes))
@@ -74,7 +80,7 @@ class Bank:
         size = self.pixels.shape[1]
         for border in range(size, size * panels, size):
             pixels[:, border - GAP // 2 : border + (GAP + 1) // 2] = 255
-        return [self.scenes[i] for i in chosen], pixels
+        return chosen, pixels
 
 
 def draw(random: Random, kind: str, bank: Bank, panels: int) -> Lesson:
@@ -82,8 +88,8 @@ def draw(random: Random, kind: str, bank: Bank, panels: int) -> Lesson:
     if kind in THINGS:
         picture, question = random.choice(bank.scattered), random.choice(QUESTIONS[kind])
         return Lesson(picture.pixels, question, random.choice(picture.names) if kind == "here" else " ".join(picture.names))
-    scenes, pixels = bank.strip(random, panels)
-    captions, question, k = [scene.caption for scene in scenes], random.choice(QUESTIONS[kind]), random.randrange(panels)
+    chosen, pixels = bank.strip(random, panels)
+    captions, question, k = [bank.captions[i] for i in chosen], random.choice(QUESTIONS[kind]), random.randrange(panels)
     if kind == "in order":
         answer = numbered(captions)
     elif kind == "any order":
@@ -92,7 +98,7 @@ def draw(random: Random, kind: str, bank: Bank, panels: int) -> Lesson:
         answer = captions[panels - 1 - k]
     else:
         answer = captions[k]
-    return Lesson(pixels, question.format(k=ORDINALS[k]), answer)
+    return Lesson(pixels, question.format(k=ORDINALS[k], who=bank.scenes[chosen[k]].character), answer)
 
 
 def numbered(captions: Sequence[str]) -> str:

@@ -6,6 +6,8 @@ The library's own class is trained as it is, on the drawn world alone. It first 
 its way on strips of up to six; what it is asked is in `lessons.py`.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -50,25 +52,33 @@ class Stage:
     Attributes:
         mixture: kind of lesson -> how often it is given.
         seeing: steps at the beginning that are on single panels alone.
+        plain: share of panels without a place.
     """
 
     name: str
     loop: LoopConfig
     mixture: dict[str, float]
     seeing: int = 0
+    plain: float = 0.0
 
 
 _LOOP = LoopConfig(
     steps=4_500, lr=1.5e-3, weight_decay=0.01, warmup=100, schedule="cosine", save_every=100, log_every=10, grad_clip=1.0
 )
 _STRIPS = {"panel": 0.3, "reversed": 0.05, "unsettled": 0.2, "in order": 0.25, "any order": 0.2}
+_ALL = {
+    "panel": 0.1,
+    "reversed": 0.04,
+    "who": 0.2,
+    "unsettled": 0.18,
+    "in order": 0.06,
+    "any order": 0.2,
+    "here": 0.14,
+    "things": 0.08,
+}
 STAGES = (
     Stage("strips", _LOOP, _STRIPS, seeing=600),
-    Stage(
-        "regions",
-        replace(_LOOP, steps=1_500, lr=5e-4),
-        {**{k: 0.6 * v for k, v in _STRIPS.items()}, "here": 0.25, "things": 0.15},
-    ),
+    Stage("all", replace(_LOOP, steps=2_000, lr=1e-3), _ALL, plain=0.3),
 )
 
 
@@ -97,7 +107,7 @@ def _corpus() -> list[str]:
     captions = [
         Scene(*(values[i % len(values)] for values in (CHARACTERS, ACTIONS, OBJECTS, COLOURS, PLACES))).caption for i in range(n)
     ]
-    about_strips = [texts for kind, texts in lessons.QUESTIONS.items() if kind not in lessons.THINGS]
+    about_strips = [texts for kind, texts in lessons.QUESTIONS.items() if kind in STAGES[0].mixture]
     asked = [text.format(k=k) for texts in about_strips for text, k in product(texts, lessons.ORDINALS)]
     return [*captions, *asked, *["user\n", "assistant\n", lessons.numbered(captions[:9])] * 3]
 
@@ -147,7 +157,9 @@ class Teaching:
     def bank(self) -> lessons.Bank:
         """Pictures drawn once, new ones in every stage; half a minute."""
         things = any(kind in lessons.THINGS for kind in self.stage.mixture)
-        return lessons.Bank.drawn(BANK, seed=STAGES.index(self.stage), n_scattered=SCATTERED if things else 0)
+        return lessons.Bank.drawn(
+            BANK, seed=STAGES.index(self.stage), plain=self.stage.plain, n_scattered=SCATTERED if things else 0
+        )
 
     def loss(self, step: int, generator: torch.Generator) -> Tensor:
         """Mean negative log likelihood of the answers' tokens, in nats."""
@@ -206,16 +218,28 @@ def image_processor() -> Any:
     )  # fmt: skip
 
 
-def teach(folder: Path, **options: Any) -> bool:
-    """Train in the folder, going on where an earlier call stopped; whether it is done, and then the model is in `model/`."""
-    words = tokenizer()
+def teach(folder: Path, *, seconds: float, tell: Callable[[str, int, int, float], None]) -> bool:
+    """Train in the folder, going on where an earlier call stopped; whether it is done, and then the model is in `model/`.
+
+    Args:
+        seconds: after which this call ends, one step further on at least.
+        tell: called after every step with the stage's name, steps taken, steps in all, and the loss.
+    """
+    begun, words = time.monotonic(), tokenizer()
     learner = model(config(words))
     learner.train()
     for stage in STAGES:
         teaching = Teaching(learner, words, stage)
-        log = train(dict(learner.named_parameters()), teaching.loss, folder / stage.name, stage.loop, **options)
+        left = max(0.0, seconds - (time.monotonic() - begun))
+        log = train(
+            dict(learner.named_parameters()), teaching.loss, folder / stage.name, stage.loop, stop_after=left,
+            progress=lambda step, loss, stage=stage: tell(stage.name, step, stage.loop.steps, loss),  # type: ignore[misc]
+        )  # fmt: skip
         if not log.done:
             return False
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     for part in (learner.eval(), words, image_processor()):
         part.save_pretrained(folder / "model")
     return True
