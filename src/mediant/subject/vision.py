@@ -10,6 +10,7 @@ packages that stills do not need. An image comes as an array (height, width, 3) 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,12 +182,12 @@ def as_pixels(image: "Pixels | PILImage | str | Path") -> Pixels:
 
     name = str(image) if isinstance(image, str | Path) else "this image"
     try:
-        opened = Image.open(image) if isinstance(image, str | Path) else image
-        if opened.width * opened.height > MOST_PIXELS:
-            raise ImageError(
-                f"{name} has {opened.width} x {opened.height} pixels, more than {MOST_PIXELS:,} in all; scale it down first"
-            )
-        array: Pixels = np.asarray(opened.convert("RGB"))
+        with Image.open(image) if isinstance(image, str | Path) else nullcontext(image) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise ImageError(
+                    f"{name} has {opened.width} x {opened.height} pixels, more than {MOST_PIXELS:,} in all; scale it down first"
+                )
+            array: Pixels = np.asarray(opened.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(
             f"{name} is not an image that can be read: {str(error).splitlines()[0] if str(error) else error}"

@@ -225,13 +225,15 @@ def _problem(error: MediantError) -> str:
     return f"**That did not work:** {html.escape(str(error))}"
 
 
-def serve(subject: VisionSubject, config: Config, *, port: int | None, ready: Any = None) -> None:
-    """Rank the heads and serve the page on this machine until interrupted.
+def serve(
+    subject: VisionSubject, config: Config, *, port: int | None = None, ranking: Ranking | None = None, ready: Any = None
+) -> None:
+    """Rank the heads, unless they are, and serve the page on this machine until interrupted.
 
     Args:
         ready: called with the page's address; the server then ends when it returns.
     """
-    blocks = page(subject, rank(subject, config), config)
+    blocks = page(subject, ranking or rank(subject, config), config)
     _, address, _ = blocks.queue().launch(
         server_name="127.0.0.1", server_port=port, share=False, quiet=True, inbrowser=False, prevent_thread_lock=True,
         show_error=False, max_file_size="40mb",

@@ -96,7 +96,6 @@ class Speech:
             self._stop.clear()
             yield from self._said(batch, tokens)
         finally:
-            self._stop.set()
             self._one_at_a_time.release()
 
     def _said(self, batch: Batch, tokens: int) -> Iterator[Moment]:
@@ -127,13 +126,17 @@ class Speech:
 
         thread = threading.Thread(target=speak, daemon=True)
         thread.start()
-        while (moment := told.get()) is not None:
-            if isinstance(moment, MediantError):
-                raise moment
-            if isinstance(moment, BaseException):
-                raise RunError(f"the model stopped with an error: {moment}") from moment
-            yield moment
-        thread.join()
+        try:
+            while (moment := told.get()) is not None:
+                if isinstance(moment, MediantError):
+                    raise moment
+                if isinstance(moment, BaseException):
+                    raise RunError(f"the model stopped with an error: {moment}") from moment
+                yield moment
+        finally:
+            # Whoever listened may have left; hooks must be gone before the next description begins.
+            self._stop.set()
+            thread.join()
 
     def _newest(self, ids: list[int]) -> str:
         """The text that the last token adds; tokens may join into one character."""
