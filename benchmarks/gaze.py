@@ -125,7 +125,7 @@ def measure(way: str, tokens: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begun = time.perf_counter()
     names = [f"panel {k}" for k in range(PANELS)]
-    found = attention_on(vlm, batch, names)[0] if way == "ours" else published_discovery(vlm, batch)
+    found = attention_on(vlm, batch, names)[0][0] if way == "ours" else published_discovery(vlm, batch)
     seconds = time.perf_counter() - begun
     rise = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     row = {

@@ -119,7 +119,7 @@ def test_what_cannot_be_run_is_refused_with_the_reason(mediant: Mediant, folder:
     mediant("run", "gaze-heads", "--model", folder, "--data", tmp_path, *out, *TINY).refuses("gives 0 strips of 2 panels")
     mediant("run", "gaze-heads", "--model", folder, "--regions", tmp_path, *out, *TINY).refuses("annotations.json")
     mediant("run", "gaze-heads", "--model", folder, "--question-panel", "What?", *out, *TINY).refuses("needs {k}")
-    mediant("run", "gaze-heads", "--model", folder, "--set", "ks=[-1]", *out, *TINY).refuses("from 1 on, or 0 for all")
+    mediant("run", "gaze-heads", "--model", folder, *out, *TINY, "--set", "ks=[-1]").refuses("from 1 on, or 0 for all")
 
 
 def test_a_family_that_crops_strips_says_which_panels_it_cannot_see(mediant: Mediant, tmp_path: Path):

@@ -83,7 +83,8 @@ def planted(family: str) -> VisionSubject:
 @pytest.mark.parametrize("family", list(BUILDERS))
 def test_the_planted_head_is_ranked_first(family):
     vlm = planted(family)
-    scores = GazeScores(np.stack([attention_on(vlm, asked(vlm, strip(seed)), NAMES) for seed in range(20, 26)]))
+    found = [attention_on(vlm, asked(vlm, strip(seed)), NAMES) for seed in range(20, 26)]
+    scores = GazeScores(*(np.stack(part) for part in zip(*found, strict=True)))
     best, second = scores.ranking().top(2)
     assert best.site == Site("head_z", LAYER, HEAD)
     assert best.score > 1.3 * second.score

@@ -1,8 +1,8 @@
 """Heads that look at what the answer is about: attention of the last prompt token on the region that was asked for.
 
     batch = vlm.look([strip.pixels] * 6, questions, regions=[panels] * 6)
-    mass = attention_on(vlm, batch, names)                  # (query, layer, head, region)
-    scores = GazeScores(mass[None])                         # (picture, query, layer, head, region)
+    mass, spread = attention_on(vlm, batch, names)          # (query, layer, head, region), (query, layer, head)
+    scores = GazeScores(mass[None], spread[None])           # with the picture before these
     scores.ranking().top(10)
 
 The score of a head is the attention mass it puts on the region asked for, not divided by what it puts on all regions: a head that
@@ -31,18 +31,27 @@ from mediant.subject import Batch, Subject
 Score = Literal["mass", "selectivity"]
 
 
-def attention_on(subject: Subject, batch: Batch, spans: Sequence[str]) -> Float[np.ndarray, "row layer head span"]:
-    """Attention of each row's last prompt token on each span, for every head, from one forward."""
+def attention_on(
+    subject: Subject, batch: Batch, spans: Sequence[str]
+) -> tuple[Float[np.ndarray, "row layer head span"], Float[np.ndarray, "row layer head"]]:
+    """Attention of each row's last prompt token on each span, for every head, from one forward.
+
+    Also how it is spread over the image's tokens: the entropy, in nats, of each head's attention within the span "image".
+    """
     rows = [Rows(layer, "last") for layer in range(subject.shape.n_layers)]
     with torch.no_grad(), attending(subject, rows=rows) as seen:
         run(subject, batch)
     found = np.zeros((batch.n_rows, subject.shape.n_layers, subject.shape.n_heads, len(spans)))
+    spread = np.zeros(found.shape[:3])
     for layer, observed in enumerate(seen.rows):
         weights = observed.weights.double().cpu()
         for row in range(batch.n_rows):
             for j, span in enumerate(spans):
                 found[row, layer, :, j] = weights[row][:, batch.columns(row, Span(span))].sum(-1).numpy()
-    return found
+            on_image = weights[row][:, batch.columns(row, Span("image"))]
+            shares = on_image / on_image.sum(-1, keepdim=True).clamp(min=1e-12)
+            spread[row, layer] = torch.special.entr(shares).sum(-1).numpy()
+    return found, spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +60,11 @@ class GazeScores:
 
     Attributes:
         mass: (picture, query, layer, head, region); query `k` asked for region `k`.
+        spread: (picture, query, layer, head), the entropy of attention over image tokens.
     """
 
     mass: Array
+    spread: Array
 
     def __post_init__(self) -> None:
         if self.mass.ndim != 5 or self.mass.shape[1] != self.mass.shape[4] or not self.mass.size:
@@ -83,10 +94,37 @@ class GazeScores:
         asked = np.arange(self.n_regions)[None, :, None, None]
         return np.asarray(self.mass.argmax(-1) == asked, dtype=np.float64)
 
+    def image_heads(self) -> Ranking:
+        """Heads by their attention on all regions together, whatever was asked for (after arXiv 2510.02790)."""
+        return self._ranked(self.mass.mean((0, 1)).sum(-1), "attention mass on the image", "image heads")
+
+    def localisation_heads(self) -> Ranking:
+        """Heads with much attention on the image, the least spread first (after Kang et al. 2025, arXiv 2503.06287).
+
+        Much is what lies before the elbow of the sorted masses, the point farthest from the chord between the first and the
+        last; other heads follow behind. Spread is Shannon's entropy over image tokens, not one of connected components.
+        """
+        mass, spread = self.mass.mean((0, 1)).sum(-1), self.spread.mean((0, 1))
+        enough = mass >= np.sort(mass.ravel())[::-1][elbow(mass.ravel())]
+        return self._ranked(-spread + np.where(enough, 0.0, -1e3), "concentration of image attention", "localisation heads")
+
+    def _ranked(self, table: Array, what: str, method: str) -> Ranking:
+        entries = [
+            Scored(str(Site("head_z", layer, head)), float(table[layer, head]), n=len(self.mass))
+            for layer in range(table.shape[0])
+            for head in range(table.shape[1])
+        ]
+        return Ranking("head", entries, rule="most_positive", metric=what, method=method)
+
     def ranking(self, score: Score = "mass") -> Ranking:
         """Heads by their score, the highest first."""
         table = self.diagonal().mean(0) if score == "mass" else self.selectivity()
-        heads = [(layer, head) for layer in range(table.shape[0]) for head in range(table.shape[1])]
-        entries = [Scored(str(Site("head_z", layer, head)), float(table[layer, head]), n=len(self.mass)) for layer, head in heads]
         what = "attention mass on the region asked for" if score == "mass" else "share of image attention on the region asked for"
-        return Ranking("head", entries, rule="most_positive", metric=what, method="gaze")
+        return self._ranked(table, what, "gaze heads")
+
+
+def elbow(values: Array) -> int:
+    """Place, in descending order, of the value farthest below the chord between the largest and the smallest."""
+    ordered = np.sort(np.asarray(values, dtype=np.float64))[::-1]
+    chord = np.linspace(ordered[0], ordered[-1], len(ordered))
+    return int(np.argmax(chord - ordered))

@@ -49,7 +49,8 @@ class _User:
 def rank(subject: VisionSubject, config: Config) -> Ranking:
     """Gaze heads of a model, on a few drawn strips."""
     found = strips.drawn(config.n_validation, seed=config.seed, panels=config.panels)
-    return GazeScores(np.asarray([method.gaze(subject, strip, config)["mass"] for strip in found])).ranking(config.score)
+    seen = [method.gaze(subject, strip, config) for strip in found]
+    return GazeScores(*(np.asarray([one[part] for one in seen]) for part in ("mass", "spread"))).ranking(config.score)
 
 
 def page(subject: VisionSubject, ranking: Ranking, config: Config) -> Any:

@@ -11,7 +11,6 @@ from random import Random
 import numpy as np
 import torch
 
-from mediant.core.ranking import Ranking
 from mediant.core.site import Site
 from mediant.core.span import Span
 from mediant.interventions.attention import Rows, attending
@@ -23,7 +22,7 @@ from mediant.measures import judges
 from mediant.measures.controls import layer_matched, random_sets
 from mediant.measures.intervals import Array
 from mediant.runs.folder import Json
-from mediant.search.gaze import attention_on
+from mediant.search.gaze import GazeScores, Score, attention_on
 from mediant.studies.gaze_heads.config import Config
 from mediant.studies.gaze_heads.task import asked
 from mediant.subject import Batch
@@ -51,7 +50,8 @@ def gaze(subject: VisionSubject, strip: PanelStrip, config: Config) -> Json:
     """Attention of every head on every panel while each panel is asked for: (query, layer, head, panel)."""
     questions = [asked(config, k) for k in range(strip.n)]
     batch = subject.look([strip.pixels] * strip.n, questions, regions=[panels_of(strip)] * strip.n)
-    return {"strip": strip.id, "mass": np.round(attention_on(subject, batch, names(strip.n)), 6).tolist()}
+    mass, spread = attention_on(subject, batch, names(strip.n))
+    return {"strip": strip.id, "mass": np.round(mass, 6).tolist(), "spread": np.round(spread, 5).tolist()}
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class HeadSets:
 
     Attributes:
         bottom: the paper's control: heads whose score is in the lowest 5 %, as many as there are, at most K.
+        image, localisation: the first K heads of two other rankings from the literature.
     """
 
     top: SiteSet
@@ -67,24 +68,28 @@ class HeadSets:
     layer_matched: tuple[SiteSet, ...]
     bottom: SiteSet
     every: SiteSet
+    image: SiteSet
+    localisation: SiteSet
 
     def named(self) -> dict[str, tuple[SiteSet, ...]]:
         """Condition -> head sets, one per draw."""
         return {
             "gaze": (self.top,), "random": self.random, "layer_matched_random": self.layer_matched, "bottom5": (self.bottom,),
-            "all": (self.every,),
+            "all": (self.every,), "image_heads": (self.image,), "localisation_heads": (self.localisation,),
         }  # fmt: skip
 
 
-def head_sets(ranking: Ranking, k: int, *, draws: int, seed: int) -> HeadSets:
+def head_sets(scores: GazeScores, score: Score, k: int, *, draws: int, seed: int) -> HeadSets:
     """The top K heads and their controls."""
+    ranking = scores.ranking(score)
     top, every = tuple(ranking.sites(k)), tuple(scored.site for scored in ranking)
     level = float(np.percentile([scored.score for scored in ranking], 100 * LOWEST))
     pool = [scored.site for scored in ranking if scored.score <= level and scored.site not in top]
     bottom = tuple(Random(seed).sample(pool, min(k, len(pool))))
     return HeadSets(
-        top, random_sets(top, every, draws=draws, seed=seed), layer_matched(top, every, draws=draws, seed=seed), bottom, every
-    )
+        top, random_sets(top, every, draws=draws, seed=seed), layer_matched(top, every, draws=draws, seed=seed), bottom, every,
+        tuple(scores.image_heads().sites(k)), tuple(scores.localisation_heads().sites(k)),
+    )  # fmt: skip
 
 
 def captions(subject: VisionSubject, strips: Sequence[PanelStrip], config: Config, look: SiteSet = ()) -> list[Json]:

@@ -21,6 +21,7 @@ from mediant.subject import Subject
 from mediant.subject.vision import VisionSubject
 from mediant.tasks.strips import PanelStrip
 
+HEADS_FILE = "heads.json"
 LIMITS = [
     "That turning these heads turns the description shows that they suffice to steer it, not that the model needs them to see.",
     "A head's score is attention at one token of one kind of question; heads that look while speaking only are not ranked by it.",
@@ -77,6 +78,7 @@ def run(
     """The whole study; every finished work item is in `folder`, so a killed run goes on where it stopped."""
     with torch.no_grad():
         found = _Run(config, subject, data, folder, engine).run()
+    found[0].ranking.save(folder.path / HEADS_FILE)
     measures = _measures(found[0], found[1])
     result = Result(
         schema_=SCHEMA,
@@ -144,8 +146,8 @@ class _Run:
         found = self._gaze(discovery, "discovery")
         ranking = found.ranking(config.score)
         confirmed = self._gaze(test, "test")
-        chosen = self._choose(ranking, validation)
-        sets = method.head_sets(ranking, chosen.k, draws=config.draws, seed=config.seed)
+        chosen = self._choose(found, validation)
+        sets = method.head_sets(found, config.score, chosen.k, draws=config.draws, seed=config.seed)
         settled = {"untouched": [self._captions(test, (), "untouched")]} | {
             name: [self._captions(test, heads, f"{name}-{i}") for i, heads in enumerate(draws[:1])]
             for name, draws in sets.named().items()
@@ -181,18 +183,19 @@ class _Run:
     def _gaze(self, strips: Sequence[PanelStrip], name: str) -> GazeScores:
         items = [WorkItem(f"gaze/{name}/{strip.id}", _later(method.gaze, self.subject, strip, self.config)) for strip in strips]
         records = self.engine.map(self.folder, items, title=f"where heads look: {name}")
-        return GazeScores(np.asarray([record["mass"] for record in records], dtype=np.float64))
+        mass, spread = (np.asarray([record[part] for record in records], dtype=np.float64) for part in ("mass", "spread"))
+        return GazeScores(mass, spread)
 
-    def _choose(self, ranking: Ranking, strips: list[PanelStrip]) -> Chosen:
+    def _choose(self, found: GazeScores, strips: list[PanelStrip]) -> Chosen:
         """The K and beta with the highest accuracy on validation strips; the whole sweep is kept for the page."""
-        config, total = self.config, len(ranking)
+        config, total = self.config, self.subject.shape.n_layers * self.subject.shape.n_heads
         ks = sorted({min(k, total) or total for k in config.ks})
         limit = max(1, int(config.largest_share * total))
         if not any(k <= limit for k in ks):
             ks = [limit, *ks]
         baseline = self._open(strips, config.question_this, config.answer_tokens, "validation")
         items = [
-            WorkItem(f"sweep/{k}/{beta:g}", _later(self._sweep_point, ranking, strips, baseline, k, beta))
+            WorkItem(f"sweep/{k}/{beta:g}", _later(self._sweep_point, found, strips, baseline, k, beta))
             for k in ks
             for beta in config.betas
         ]
@@ -200,9 +203,9 @@ class _Run:
         best = max((one for one in sweep if one["k"] <= limit), key=lambda one: (one["accuracy"], one["attributes"], -one["k"]))
         return Chosen(best["k"], best["beta"], sweep)
 
-    def _sweep_point(self, ranking: Ranking, strips: list[PanelStrip], baseline: list[Json], k: int, beta: float) -> Json:
+    def _sweep_point(self, scores: GazeScores, strips: list[PanelStrip], baseline: list[Json], k: int, beta: float) -> Json:
         config, measuring = self.config, Measuring(self.config, self.data.exact)
-        sets = method.head_sets(ranking, k, draws=1, seed=config.seed)
+        sets = method.head_sets(scores, config.score, k, draws=1, seed=config.seed)
         point: Json = {"k": k, "beta": beta}
         for tail, heads in (("", sets.top), ("_random", sets.layer_matched[0])):
             found = method.redirected(self.subject, strips, config.question_this, config.answer_tokens, config, heads, beta)
