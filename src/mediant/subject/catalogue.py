@@ -2,9 +2,9 @@
 
 >>> card("smollm2-135m").licence
 'Apache-2.0'
->>> card("smolm2")
+>>> card("smollm-135m")
 Traceback (most recent call last):
-mediant.core.errors.UnknownName: unknown model 'smolm2'; did you mean 'smollm2-135m'?
+mediant.core.errors.UnknownName: unknown model 'smollm-135m'; did you mean 'smollm2-135m'?
 
 A model joins the catalogue by a folder `zoo/NAME/` with a `manifest.toml` (the fields of `ModelCard`)
 and a `CARD.md` for the reader; no code names it.

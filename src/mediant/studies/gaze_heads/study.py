@@ -50,7 +50,9 @@ class Findings:
     confirmed: GazeScores
     sets: HeadSets
     chosen: Chosen
+    settled: dict[str, list[list[Json]]]
     answers: Steered
+    narration: Steered
     narrations: dict[str, list[list[Json]]]
     regions: Steered | None
     path: Json
@@ -78,30 +80,32 @@ def run(
     """The whole study; every finished work item is in `folder`, so a killed run goes on where it stopped."""
     with torch.no_grad():
         found = _Run(config, subject, data, folder, engine).run()
-    found[0].ranking.save(folder.path / HEADS_FILE)
-    measures = _measures(found[0], found[1])
+    found.ranking.save(folder.path / HEADS_FILE)
     result = Result(
         schema_=SCHEMA,
         study=NAME,
         preset=folder.manifest.preset,
-        measures=measures,
-        limits=[*LIMITS, *([] if data.exact else [_OWN_CAPTIONS]), *([subject.family.coupled] if subject.family.coupled else [])],
+        measures=_measures(found),
+        limits=[
+            *LIMITS,
+            *([] if all(strip.captions for strip in data.test) else [_OWN_CAPTIONS]),
+            *([subject.family.coupled] if subject.family.coupled else []),
+        ],
         provenance=provenance(folder.manifest, subject)
-        | {"data": data.name, "k": found[0].chosen.k, "beta": found[0].chosen.beta, "heads": [str(s) for s in found[0].sets.top]},
+        | {"data": data.name, "k": found.chosen.k, "beta": found.chosen.beta, "heads": [str(s) for s in found.sets.top]},
     )
-    return result, found[0]
+    return result, found
 
 
 _OWN_CAPTIONS = "Where strips came without captions, the subject's own words about each panel alone stand for them."
 
 
-def _measures(found: Findings, parts: dict[str, object]) -> dict[str, Measure]:
+def _measures(found: Findings) -> dict[str, Measure]:
     config = found.config
     measuring = Measuring(config, found.data.exact)
     told = f"share of answers to questions such as {task.asked(config, 1)!r} that are {measuring.how}, on test strips"
-    settled: dict[str, list[list[Json]]] = parts["settled"]  # type: ignore[assignment]
-    measures = {"caption_accuracy": measuring.per_strip(settled["untouched"][0], measuring.right, told)}
-    for name, draws in settled.items():
+    measures = {"caption_accuracy": measuring.per_strip(found.settled["untouched"][0], measuring.right, told)}
+    for name, draws in found.settled.items():
         if name != "untouched":
             measures[f"caption_accuracy_{name}"] = measuring.per_draw(
                 draws, measuring.right, f"{told}, while heads look at the panel asked for: {name.replace('_', ' ')}"
@@ -115,7 +119,7 @@ def _measures(found: Findings, parts: dict[str, object]) -> dict[str, Measure]:
         lambda r: float(found.answers.before(r)["described"] == r["target"]),
         "share of targets that the model describes anyway, left out of the corrected accuracy",
     )
-    measures |= measuring.redirect("narration_redirect", parts["narration"], config.question_describe)  # type: ignore[arg-type]
+    measures |= measuring.redirect("narration_redirect", found.narration, config.question_describe)
     measures |= measuring.dynamic(found.narrations)
     if found.regions is not None:
         measures |= measuring.regions(found.regions.answers, found.regions.baseline)
@@ -138,7 +142,7 @@ class _Run:
     folder: RunFolder
     engine: LocalEngine
 
-    def run(self) -> tuple[Findings, dict[str, object]]:
+    def run(self) -> Findings:
         """Rank, choose, steer, narrate."""
         config = self.config
         discovery, test = list(self.data.discovery), self._captioned(self.data.test, "test")
@@ -165,8 +169,9 @@ class _Run:
         )
         reading = self._once("reading", lambda: method.reversed_reading(self.subject, test[: max(2, len(test) // 2)], config))
         data = replace(self.data, validation=tuple(validation), test=tuple(test))
-        findings = Findings(config, data, ranking, found, confirmed, sets, chosen, answers, narrations, regions, path, reading)
-        return findings, {"settled": settled, "narration": narration}
+        return Findings(
+            config, data, ranking, found, confirmed, sets, chosen, settled, answers, narration, narrations, regions, path, reading
+        )
 
     def _captioned(self, strips: Sequence[PanelStrip], name: str) -> list[PanelStrip]:
         """Strips with captions, the subject's own where there are none."""
