@@ -12,6 +12,7 @@ from mediant.core import Site, Span
 from mediant.core.errors import ImageError, RegionError, SubjectError, TaskError
 from mediant.interventions import edit, run
 from mediant.subject import Batch, load, wrap
+from mediant.subject.families import FAMILIES
 from mediant.subject.regions import Cell
 from mediant.subject.vision import VisionSubject
 
@@ -184,3 +185,8 @@ def test_eyes_need_their_image_processor():
     vlm = vision_subject()
     with pytest.raises(SubjectError, match="needs the image processor"):
         wrap(vlm.model, vlm.tokenizer)
+
+
+def test_every_family_with_eyes_is_in_this_suite():
+    types = {vision_subject(family).model.config.model_type for family in BUILDERS}
+    assert types == {t for family in FAMILIES if family.sight is not None for t in family.model_types}

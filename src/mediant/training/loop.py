@@ -43,6 +43,7 @@ class LoopConfig:
             to 0 along half a cosine.
         save_every, log_every: in steps; the last step is always saved and logged.
         grad_clip: largest norm of the gradient over all parameters; None means no limit.
+        horizon: the step at which a cosine would reach 0; default: the last one. A later one leaves the schedule early.
 
     Raises:
         OutOfRange, UnknownName: naming the field.
@@ -57,6 +58,7 @@ class LoopConfig:
     log_every: int = 1
     seed: int = 0
     grad_clip: float | None = None
+    horizon: int | None = None
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine"):
@@ -65,12 +67,13 @@ class LoopConfig:
             "steps": self.steps >= 1, "lr": 0 < self.lr < math.inf, "weight_decay": 0 <= self.weight_decay < math.inf,
             "warmup": 0 <= self.warmup <= self.steps, "save_every": self.save_every >= 1, "log_every": self.log_every >= 1,
             "grad_clip": self.grad_clip is None or self.grad_clip > 0,
+            "horizon": self.horizon is None or self.horizon >= self.steps,
         }  # fmt: skip
         wrong = [f"{name}={getattr(self, name)}" for name in fine if not fine[name]]
         if wrong:
             raise OutOfRange(
                 f"cannot train with {', '.join(wrong)}: steps, lr, save_every, log_every and grad_clip must be above 0, "
-                "weight_decay not below, and warmup between 0 and steps"
+                "weight_decay not below, horizon not before the last step, and warmup between 0 and steps"
             )
 
     def lr_at(self, step: int) -> float:
@@ -79,7 +82,7 @@ class LoopConfig:
             return self.lr * (step + 1) / self.warmup
         if self.schedule == "constant":
             return self.lr
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / (self.steps - self.warmup)))
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / ((self.horizon or self.steps) - self.warmup)))
 
     def logs(self, step: int) -> bool:
         """Whether a step's loss is logged."""

@@ -25,7 +25,7 @@ class Picture:
     """A drawn scene.
 
     Attributes:
-        boxes: "character" and "object", in pixels.
+        boxes: "character", where there is one, and "object", in pixels.
     """
 
     scene: Scene
@@ -33,11 +33,12 @@ class Picture:
     boxes: dict[str, Box]
 
 
-def render(scene: Scene, size: int = 64, *, ground: str | None = None) -> Picture:
+def render(scene: Scene, size: int = 64, *, ground: str | None = None, deserted: bool = False) -> Picture:
     """Draw one scene on a square of `size` pixels.
 
     Args:
         ground: a colour to put behind everything instead of the place.
+        deserted: leave the character out.
 
     Raises:
         OutOfRange: a size under 8 pixels.
@@ -46,8 +47,8 @@ def render(scene: Scene, size: int = 64, *, ground: str | None = None) -> Pictur
     for part in place(scene.place) if ground is None else [Part(block(0, 0, 1, 1), ground)]:
         painter.line(part.path, part.colour, part.width) if part.width else painter.backdrop(part.path, part.colour)
     parts, pose = puppet(scene.character, scene.action)
-    boxes = {
-        "character": _put(painter, parts, _stance(pose)),
+    boxes = {} if deserted else {"character": _put(painter, parts, _stance(pose))}
+    boxes |= {
         "object": _put(painter, thing(scene.object, scene.colour), _at(OBJECT, OBJECT_SIZE)),
     }
     return Picture(scene, painter.pixels(), {name: _pixels(box, size) for name, box in boxes.items()})

@@ -61,6 +61,11 @@ class Scene:
         return f"{self.placeless[:-1]} {AT.get(self.place, 'at the')} {self.place}."
 
     @property
+    def deserted(self) -> str:
+        """The caption of the scene without its character."""
+        return f"{self.colour.capitalize()} {self.object} {AT.get(self.place, 'at the')} {self.place}."
+
+    @property
     def placeless(self) -> str:
         """The caption without the place."""
         a = "an" if self.colour[0] in "aeiou" else "a"

@@ -55,17 +55,28 @@ class Bank:
     scattered: Sequence[Scattered] = ()
 
     @classmethod
-    def drawn(cls, n: int, *, seed: int, size: int = SIZE, plain: float = 0.0, n_scattered: int = 0) -> "Bank":
+    def drawn(
+        cls, n: int, *, seed: int, size: int = SIZE, plain: float = 0.0, deserted: float = 0.0, n_scattered: int = 0
+    ) -> "Bank":
         """`n` scenes of the main split, and pictures of things.
 
         Args:
-            plain: share of scenes on a plain colour instead of a place, so that what is done can be told wherever it is done.
+            plain, deserted: shares of scenes on a plain colour instead of a place, and of scenes without their character: what
+                is done can then be told wherever it is done, and a place whatever is done there.
         """
         random = Random(f"bank-{seed}")
-        scenes, grounds = [draw_scene(random) for _ in range(n)], sorted(PALETTE)
-        behind = [random.choice(grounds) if random.random() < plain else None for _ in range(n)]
-        drawn = [render(scene, size, ground=ground).pixels for scene, ground in zip(scenes, behind, strict=True)]
-        captions = [scene.caption if ground is None else scene.placeless for scene, ground in zip(scenes, behind, strict=True)]
+        scenes, captions, drawn = [draw_scene(random) for _ in range(n)], [], []
+        for scene in scenes:
+            chance, ground = random.random(), random.choice(sorted(PALETTE))
+            if chance < plain:
+                captions.append(scene.placeless)
+                drawn.append(render(scene, size, ground=ground).pixels)
+            elif chance < plain + deserted:
+                captions.append(scene.deserted)
+                drawn.append(render(scene, size, deserted=True).pixels)
+            else:
+                captions.append(scene.caption)
+                drawn.append(render(scene, size).pixels)
         return cls(scenes, captions, np.stack(drawn), scatter.generate(n_scattered, seed=seed + 1))
 
     def strip(self, random: Random, panels: int) -> tuple[list[int], Pixels]:
@@ -98,7 +109,11 @@ def draw(random: Random, kind: str, bank: Bank, panels: int) -> Lesson:
         answer = captions[panels - 1 - k]
     else:
         answer = captions[k]
-    return Lesson(pixels, question.format(k=ORDINALS[k], who=bank.scenes[chosen[k]].character), answer)
+    scene = bank.scenes[chosen[k]]
+    if kind == "who" and captions[k] == scene.deserted:
+        # Without a character, only the object tells this panel from the others.
+        return Lesson(pixels, QUESTIONS["who"][1].format(who=scene.object), answer)
+    return Lesson(pixels, question.format(k=ORDINALS[k], who=scene.character), answer)
 
 
 def numbered(captions: Sequence[str]) -> str:

@@ -52,7 +52,7 @@ class Stage:
     Attributes:
         mixture: kind of lesson -> how often it is given.
         seeing: steps at the beginning that are on single panels alone.
-        plain: share of panels without a place.
+        plain, deserted: shares of panels without a place, and without a character.
     """
 
     name: str
@@ -60,10 +60,19 @@ class Stage:
     mixture: dict[str, float]
     seeing: int = 0
     plain: float = 0.0
+    deserted: float = 0.0
 
 
 _LOOP = LoopConfig(
-    steps=4_500, lr=1.5e-3, weight_decay=0.01, warmup=100, schedule="cosine", save_every=100, log_every=10, grad_clip=1.0
+    steps=3_300,
+    horizon=4_500,
+    lr=1.5e-3,
+    weight_decay=0.01,
+    warmup=100,
+    schedule="cosine",
+    save_every=100,
+    log_every=10,
+    grad_clip=1.0,
 )
 _STRIPS = {"panel": 0.3, "reversed": 0.05, "unsettled": 0.2, "in order": 0.25, "any order": 0.2}
 _ALL = {
@@ -78,7 +87,8 @@ _ALL = {
 }
 STAGES = (
     Stage("strips", _LOOP, _STRIPS, seeing=600),
-    Stage("all", replace(_LOOP, steps=2_000, lr=1e-3), _ALL, plain=0.3),
+    Stage("all", replace(_LOOP, steps=2_000, horizon=None, lr=1e-3), _ALL, plain=0.3),
+    Stage("places", replace(_LOOP, steps=2_000, horizon=None, lr=1e-3), _ALL, plain=0.2, deserted=0.25),
 )
 
 
@@ -158,7 +168,11 @@ class Teaching:
         """Pictures drawn once, new ones in every stage; half a minute."""
         things = any(kind in lessons.THINGS for kind in self.stage.mixture)
         return lessons.Bank.drawn(
-            BANK, seed=STAGES.index(self.stage), plain=self.stage.plain, n_scattered=SCATTERED if things else 0
+            BANK,
+            seed=STAGES.index(self.stage),
+            plain=self.stage.plain,
+            deserted=self.stage.deserted,
+            n_scattered=SCATTERED if things else 0,
         )
 
     def loss(self, step: int, generator: torch.Generator) -> Tensor:
