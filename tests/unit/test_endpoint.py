@@ -17,6 +17,7 @@ from itertools import pairwise
 import pytest
 
 from mediant.core.errors import EndpointError, MediantError, UnknownName
+from mediant.subject import chat
 from mediant.subject import endpoint as module
 from mediant.subject.endpoint import Call, Endpoint, Message, OpenAIEndpoint, Reply, ScriptedEndpoint
 
@@ -541,7 +542,7 @@ def test_limits_that_mean_nothing_are_refused(fields: dict[str, float]) -> None:
 
 def test_a_role_that_does_not_exist_names_the_nearest() -> None:
     # Run apart from the import, whose type checks under test would speak first.
-    message = runpy.run_path(str(module.__file__))["Message"]
+    message = runpy.run_path(str(chat.__file__))["Message"]
     with pytest.raises(UnknownName, match="unknown role 'asistant'; did you mean 'assistant'"):
         message("asistant", "x")
 

@@ -19,70 +19,18 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mediant.core.errors import EndpointError, unknown
+from mediant.subject.chat import Endpoint, Message, Reply, sampling, turns_of
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
-Role = Literal["system", "user", "assistant"]
+__all__ = ["Call", "Endpoint", "Message", "OpenAIEndpoint", "Reply", "ScriptedEndpoint"]
 PLACEHOLDER_KEY = "no-key"
 EXCERPT_LENGTH = 300
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn of a chat.
-
-    Raises:
-        UnknownName: the role is none of `Role`.
-    """
-
-    role: Role
-    content: str
-
-    def __post_init__(self) -> None:
-        if self.role not in get_args(Role):
-            raise unknown("role", self.role, get_args(Role))
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came back; counts are in the server's tokens, None where it gave none.
-
-    Attributes:
-        finish_reason: the server's word (`stop`, `length`, ...), empty where it gave none.
-        model: the name the server answered under, which may differ from the one asked for.
-    """
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    model: str
-
-
-class Endpoint(Protocol):
-    """A model that can only be asked."""
-
-    def chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        prefill: str | None = None,
-    ) -> Reply:
-        """The assistant's next turn; `prefill` is its beginning, and the reply is what follows that."""
-
-    def complete(
-        self, prompt: str, *, max_tokens: int = 256, temperature: float = 0.0, seed: int | None = None, stop: Sequence[str] = ()
-    ) -> Reply:
-        """The text that follows `prompt`, without a chat template."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +79,8 @@ class OpenAIEndpoint:
 
         A prefill needs a server that knows vLLM's `continue_final_message`.
         """
-        body = {"model": self.model} | _sampling(max_tokens, temperature, seed, stop)
-        body["messages"] = [{"role": turn.role, "content": turn.content} for turn in _turns(messages, prefill)]
+        body = {"model": self.model} | sampling(max_tokens, temperature, seed, stop)
+        body["messages"] = [turn.wire() for turn in turns_of(messages, prefill)]
         if prefill:
             body["extra_body"] = {"continue_final_message": True, "add_generation_prompt": False}
         answer = self._ask("chat/completions", lambda c: c.chat.completions.with_raw_response.create(**body).http_response)
@@ -142,7 +90,7 @@ class OpenAIEndpoint:
         self, prompt: str, *, max_tokens: int = 256, temperature: float = 0.0, seed: int | None = None, stop: Sequence[str] = ()
     ) -> Reply:
         """The text that follows `prompt`, without a chat template."""
-        body = {"model": self.model, "prompt": prompt} | _sampling(max_tokens, temperature, seed, stop)
+        body = {"model": self.model, "prompt": prompt} | sampling(max_tokens, temperature, seed, stop)
         answer = self._ask("completions", lambda c: c.completions.with_raw_response.create(**body).http_response)
         return self._reply(answer, "choices", 0, "text")
 
@@ -307,14 +255,14 @@ class ScriptedEndpoint:
         prefill: str | None = None,
     ) -> Reply:
         """The next reply of the script."""
-        turns = _turns(messages, prefill)
-        return self._next(turns, Call(tuple(messages), None, _sampling(max_tokens, temperature, seed, stop), prefill))
+        turns = turns_of(messages, prefill)
+        return self._next(turns, Call(tuple(messages), None, sampling(max_tokens, temperature, seed, stop), prefill))
 
     def complete(
         self, prompt: str, *, max_tokens: int = 256, temperature: float = 0.0, seed: int | None = None, stop: Sequence[str] = ()
     ) -> Reply:
         """The next reply of the script."""
-        return self._next([Message("user", prompt)], Call(None, prompt, _sampling(max_tokens, temperature, seed, stop)))
+        return self._next([Message("user", prompt)], Call(None, prompt, sampling(max_tokens, temperature, seed, stop)))
 
     def _next(self, turns: list[Message], call: Call) -> Reply:
         index, count = len(self.calls), len(self.replies)
@@ -360,22 +308,6 @@ def _is_loopback(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _turns(messages: Sequence[Message], prefill: str | None) -> list[Message]:
-    """The messages, and the prefill as a last assistant turn; an empty prefill is none."""
-    if not messages:
-        raise EndpointError("a chat needs at least one message, got none")
-    return [*messages, Message("assistant", prefill)] if prefill else list(messages)
-
-
-def _sampling(max_tokens: int, temperature: float, seed: int | None, stop: Sequence[str]) -> dict[str, Any]:
-    """Sampling fields of a request body; unset ones are left out, since some servers refuse null."""
-    if max_tokens < 1 or not 0 <= temperature < math.inf:
-        raise EndpointError(f"expected max_tokens >= 1 and a finite temperature >= 0, got {max_tokens} and {temperature}")
-    stops = [stop] if isinstance(stop, str) else list(stop)
-    body: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
-    return body | ({} if seed is None else {"seed": seed}) | ({"stop": stops} if stops else {})
 
 
 def _at(data: object, *path: str | int) -> object:

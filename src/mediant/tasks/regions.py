@@ -46,7 +46,7 @@ def size_class(area: float) -> str:
 
 
 def drawn(n: int, *, seed: int) -> list[RegionPicture]:
-    """Pictures of the drawn world: three things of different sizes, each in a colour it never had in training."""
+    """Pictures of the drawn world: three things of different sizes, of kinds never drawn together in training."""
     from mediant.tasks.pictures import scatter
 
     found = scatter.generate(n, seed=seed, split="heldout")

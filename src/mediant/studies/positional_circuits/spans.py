@@ -19,7 +19,8 @@ from mediant.search.saliency import salient, segment
 from mediant.studies.positional_circuits.config import Config
 from mediant.studies.positional_circuits.task import Items
 from mediant.subject import Subject
-from mediant.subject.endpoint import Message, OpenAIEndpoint
+from mediant.subject.chat import Message
+from mediant.subject.endpoint import OpenAIEndpoint
 from mediant.tasks.schema import SpanTable, from_task_spans
 from mediant.tasks.schema_writer import ACCEPTED, Ask, WrittenSchema, write_schema
 

@@ -81,26 +81,20 @@ def scenery(name: str) -> Pixels:
     return painter.pixels()[WIDTH - HEIGHT :]
 
 
-def held_out(colour: str, name: str) -> bool:
-    """Whether an object in a colour is kept from training."""
-    return (COLOURS.index(colour) + 2 * OBJECTS.index(name)) % HELD_OUT_ONE_IN == 0
+def held_out(kinds: Sequence[str]) -> bool:
+    """Whether these kinds of objects are kept from being drawn together for training; each of them alone is not."""
+    return sum(OBJECTS.index(kind) for kind in kinds) % HELD_OUT_ONE_IN == 0
 
 
 def draw(random: Random, name: str, split: Split = "main") -> Scattered:
-    """One thing of each size, no two of one kind or colour, nowhere overlapping.
-
-    In the split "heldout" every thing has a colour it never had in training.
-    """
-    pairs = [(colour, what) for colour in COLOURS for what in OBJECTS if held_out(colour, what) == (split == "heldout")]
-    for _ in range(_TRIES):
-        chosen = random.sample(pairs, len(SIDES))
-        if len({c for c, _ in chosen}) == len({w for _, w in chosen}) == len(chosen):
+    """One thing of each size, no two of one kind or colour, nowhere overlapping."""
+    while True:
+        kinds, colours = random.sample(OBJECTS, len(SIDES)), random.sample(COLOURS, len(SIDES))
+        if held_out(kinds) == (split == "heldout"):
             break
-    else:
-        raise TaskError("the drawn world has too few unlike things")
     ground = scenery(random.choice(PLACES)).copy()
     sides = [random.choice(list(SIDES[size])) for size in SIDES]
-    corners = _places(random, sides)
+    chosen, corners = list(zip(colours, kinds, strict=True)), _places(random, sides)
     boxes = [paste(ground, cutout(w, c, side), *at) for (c, w), side, at in zip(chosen, sides, corners, strict=True)]
     return Scattered(
         name,
