@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from mediant.subject import Subject
 
@@ -29,7 +30,7 @@ def model_reply(subject: Subject, *, longest: int = 200, words: int | None = Non
 
 
 @contextmanager
-def serving(reply: Callable[[str], str]) -> Iterator[str]:
+def serving(reply: Callable[[Any], str]) -> Iterator[str]:
     """The base URL of a server that answers chats, one at a time."""
     lock = threading.Lock()
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from test_page import Open, browser, opened, page_file  # noqa: F401 - fixtures
 
+from chat_server import serving
 from conftest import Mediant
 from eyes import BUILDERS, vision_subject
 from mediant.subject.vision import VisionSubject
@@ -139,6 +140,34 @@ def test_a_folder_without_its_image_processor_is_refused(mediant: Mediant, folde
     mediant("run", "gaze-heads", "--model", bare, "--out", tmp_path / "run", *TINY).refuses(
         "bare has none of preprocessor_config.json"
     )
+
+
+def test_a_judge_that_sees_may_be_asked_about_every_steered_answer(mediant: Mediant, folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    asked: list[int] = []
+
+    def second_panel(content: list[dict]) -> str:
+        asked.append(len(content[0]["image_url"]["url"]))
+        return '{"matched_panel": 2, "is_junk": false, "reasoning": "it says so"}'
+
+    with serving(second_panel) as url:
+        called = mediant("run", "gaze-heads", "--model", folder, "--out", tmp_path / "run", *TINY, "--endpoint", url)
+    assert called.code == 0, called.err
+    measures = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["measures"]
+    names = [
+        "vqa_redirect_accuracy_judged",
+        "vqa_redirect_accuracy_judged_layer_matched_random",
+        "vqa_redirect_accuracy_judged_all",
+    ]
+    assert [name for name in names if name not in measures] == []
+    # It always says the second panel, which is one target in two where none is left out.
+    lines = (tmp_path / "run" / "items.jsonl").read_text(encoding="utf-8").splitlines()
+    items = {record["key"]: record for record in map(json.loads, lines)}
+    answers, verdicts = items["vqa/gaze/0"]["answers"], items["judge/gaze/0"]["verdicts"]
+    assert [v["panel"] for v in verdicts] == [1 if a["text"].strip() else None for a in answers]
+    assert min(asked) > 1000
+    bad = ["--endpoint", "http://127.0.0.1:9/v1"]
+    mediant("run", "gaze-heads", "--model", folder, "--out", tmp_path / "run2", *TINY, *bad).refuses("127.0.0.1:9")
 
 
 @pytest.mark.browser

@@ -54,6 +54,11 @@ class Config(StudyConfig):
     regions: str = Field(
         "drawn", description="Pictures with known boxes: `drawn`, or a COCO-style folder (images, annotations.json)."
     )
+    endpoint: str | None = Field(
+        None, description="An OpenAI-compatible server with a model that sees, to judge steered answers besides the words."
+    )
+    endpoint_model: str = Field("default", description="The model to ask there.")
+    endpoint_key: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key; never the key itself.")
     n_shown: int = Field(6, ge=1, description="Strips that the page shows in full.")
     batch_size: int = Field(36, ge=1, description="Prompts run together.")
 

@@ -117,6 +117,21 @@ class Measuring:
         published_all = self.conditions(f"{prefix}_accuracy_as_published", steered, as_published, published)
         return found | published_all
 
+    def judged(
+        self, prefix: str, steered: Steered, verdicts: Mapping[str, Sequence[Sequence[Json]]], judge: str
+    ) -> dict[str, Measure]:
+        """Share of answers that a model that sees takes for the target, over targets not described anyway."""
+        only = steered.eligible()
+        merged = {
+            name: [
+                [{**r, "verdict": v} for r, v in zip(records, verdicts[name][i], strict=True)] for i, records in enumerate(draws)
+            ]
+            for name, draws in steered.answers.items()
+        }
+        what = f"share of answers that {judge}, shown the strip, takes for the target panel's description and not for junk"
+        hit = Steered(merged, steered.baseline)
+        return self.conditions(f"{prefix}_accuracy_judged", hit, _judged_right, what, only=only)
+
     def dynamic(self, narrations: Mapping[str, Sequence[Sequence[Json]]]) -> dict[str, Measure]:
         """Whether narration follows the schedule: per segment, and as a rank correlation per strip."""
         found = {}
@@ -174,6 +189,10 @@ HEADS = {
 
 def _facts(record: Json) -> float:
     return float(np.mean(record["facts"]))
+
+
+def _judged_right(record: Json) -> float:
+    return float(record["verdict"]["panel"] == record["target"] and not record["verdict"]["junk"])
 
 
 def _hit(segment: Json) -> float:

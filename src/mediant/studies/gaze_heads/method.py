@@ -5,7 +5,7 @@ averaged before it is stored.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from random import Random
 
 import numpy as np
@@ -21,6 +21,7 @@ from mediant.interventions.looking import looking
 from mediant.measures import judges
 from mediant.measures.controls import layer_matched, random_sets
 from mediant.measures.intervals import Array
+from mediant.measures.panel_judge import PanelJudge
 from mediant.runs.folder import Json
 from mediant.search.gaze import GazeScores, Score, attention_on
 from mediant.studies.gaze_heads.config import Config
@@ -177,6 +178,13 @@ def looked_at(
                 {"strip": picture.id, "target": i, "size": picture.sizes[i], "tokens": tokens, "text": text, "named": named}
             )
     return records
+
+
+def verdicts(judge: PanelJudge, strips: Sequence[PanelStrip], answers: Sequence[Json]) -> Json:
+    """A judge's word on each answer."""
+    by_id = {strip.id: strip for strip in strips}
+    found = [judge(by_id[record["strip"]].pixels, by_id[record["strip"]].n, record["text"]) for record in answers]
+    return {"verdicts": [asdict(verdict) for verdict in found]}
 
 
 def derangement(n: int, random: Random) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 from mediant.core.ranking import Ranking
 from mediant.core.result import SCHEMA, Measure, Result
 from mediant.measures.judges import same_text
+from mediant.measures.panel_judge import PanelJudge
 from mediant.runs.engine import LocalEngine, WorkItem
 from mediant.runs.folder import Json, RunFolder
 from mediant.search.gaze import GazeScores
@@ -18,6 +19,7 @@ from mediant.studies.gaze_heads.measures import Measuring, Steered, looks, share
 from mediant.studies.gaze_heads.method import HeadSets, SiteSet
 from mediant.studies.provenance import provenance
 from mediant.subject import Subject
+from mediant.subject.endpoint import OpenAIEndpoint
 from mediant.subject.vision import VisionSubject
 from mediant.tasks.strips import PanelStrip
 
@@ -53,6 +55,7 @@ class Findings:
     settled: dict[str, list[list[Json]]]
     answers: Steered
     narration: Steered
+    verdicts: dict[str, list[list[Json]]]
     narrations: dict[str, list[list[Json]]]
     regions: Steered | None
     path: Json
@@ -120,6 +123,8 @@ def _measures(found: Findings) -> dict[str, Measure]:
         "share of targets that the model describes anyway, left out of the corrected accuracy",
     )
     measures |= measuring.redirect("narration_redirect", found.narration, config.question_describe)
+    if found.verdicts:
+        measures |= measuring.judged("vqa_redirect", found.answers, found.verdicts, config.endpoint_model)
     measures |= measuring.dynamic(found.narrations)
     if found.regions is not None:
         measures |= measuring.regions(found.regions.answers, found.regions.baseline)
@@ -158,6 +163,7 @@ class _Run:
         }
         answers = self._steered("vqa", test, config.question_this, config.answer_tokens, sets, chosen.beta)
         narration = self._steered("narration", test, config.question_describe, config.narration_tokens, sets, chosen.beta)
+        verdicts = self._judged(test, answers)
         narrations = self._narrations(test[: config.n_dynamic], sets, chosen.beta)
         regions = self._regions(sets, chosen.beta)
         control = sets.layer_matched[0] or sets.bottom
@@ -170,7 +176,21 @@ class _Run:
         reading = self._once("reading", lambda: method.reversed_reading(self.subject, test[: max(2, len(test) // 2)], config))
         data = replace(self.data, validation=tuple(validation), test=tuple(test))
         return Findings(
-            config, data, ranking, found, confirmed, sets, chosen, settled, answers, narration, narrations, regions, path, reading
+            config,
+            data,
+            ranking,
+            found,
+            confirmed,
+            sets,
+            chosen,
+            settled,
+            answers,
+            narration,
+            verdicts,
+            narrations,
+            regions,
+            path,
+            reading,
         )
 
     def _captioned(self, strips: Sequence[PanelStrip], name: str) -> list[PanelStrip]:
@@ -244,6 +264,18 @@ class _Run:
             name,
         )
         return Steered({key: [one["answers"] for one in draws] for key, draws in found.items()}, baseline)
+
+    def _judged(self, strips: list[PanelStrip], steered: Steered) -> dict[str, list[list[Json]]]:
+        """What a model that sees makes of every steered answer; nothing where no endpoint is given."""
+        if self.config.endpoint is None:
+            return {}
+        judge = PanelJudge(OpenAIEndpoint(self.config.endpoint, self.config.endpoint_model, self.config.endpoint_key, 300.0))
+        keys = [(name, i) for name, draws in steered.answers.items() for i in range(len(draws))]
+        items = [
+            WorkItem(f"judge/{name}/{i}", _later(method.verdicts, judge, strips, steered.answers[name][i])) for name, i in keys
+        ]
+        records = self.engine.map(self.folder, items, title="asking the judge")
+        return {name: [r["verdicts"] for (k, _), r in zip(keys, records, strict=True) if k == name] for name in steered.answers}
 
     def _narrations(self, strips: list[PanelStrip], sets: HeadSets, beta: float) -> dict[str, list[list[Json]]]:
         if not strips:

@@ -9,7 +9,6 @@ Things are cut-outs pasted on scenery; cut-outs of any other origin can be paste
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 
@@ -20,31 +19,12 @@ from mediant.core.errors import TaskError
 from mediant.tasks.pictures.painter import Box, Painter, Pixels
 from mediant.tasks.pictures.scene import COLOURS, HELD_OUT_ONE_IN, OBJECTS, PLACES, Split
 from mediant.tasks.pictures.things import place, thing
-from mediant.tasks.regions import size_class
+from mediant.tasks.regions import RegionPicture, size_class
 
 HEIGHT, WIDTH = 192, 256
 # Sides of the squares that things are drawn in; most fill about two thirds of theirs.
 SIDES = {"small": range(28, 40, 4), "medium": range(48, 76, 4), "large": range(128, 144, 4)}
 _TRIES = 2000
-
-
-@dataclass(frozen=True, eq=False)
-class Scattered:
-    """A picture of things.
-
-    Attributes:
-        boxes: of what is covered by each thing, the smallest first.
-        names: what each thing is, such as "Red ball."
-        facts: the words of each name.
-        sizes: COCO's class of each box, by area: "small" under 32 x 32 pixels, "medium" under 96 x 96, else "large".
-    """
-
-    id: str
-    pixels: Pixels
-    boxes: tuple[Box, ...]
-    names: tuple[str, ...]
-    facts: tuple[tuple[str, ...], ...]
-    sizes: tuple[str, ...]
 
 
 def paste(ground: Pixels, cutout: Pixels, left: int, top: int) -> Box:
@@ -86,7 +66,7 @@ def held_out(kinds: Sequence[str]) -> bool:
     return sum(OBJECTS.index(kind) for kind in kinds) % HELD_OUT_ONE_IN == 0
 
 
-def draw(random: Random, name: str, split: Split = "main") -> Scattered:
+def draw(random: Random, name: str, split: Split = "main") -> RegionPicture:
     """One thing of each size, no two of one kind or colour, nowhere overlapping."""
     while True:
         kinds, colours = random.sample(OBJECTS, len(SIDES)), random.sample(COLOURS, len(SIDES))
@@ -96,7 +76,7 @@ def draw(random: Random, name: str, split: Split = "main") -> Scattered:
     sides = [random.choice(list(SIDES[size])) for size in SIDES]
     chosen, corners = list(zip(colours, kinds, strict=True)), _places(random, sides)
     boxes = [paste(ground, cutout(w, c, side), *at) for (c, w), side, at in zip(chosen, sides, corners, strict=True)]
-    return Scattered(
+    return RegionPicture(
         name,
         ground,
         tuple(boxes),
@@ -123,12 +103,12 @@ def _apart(one: tuple[int, int], a: int, two: tuple[int, int], b: int) -> bool:
     return any(one[axis] + a <= two[axis] or two[axis] + b <= one[axis] for axis in range(2))
 
 
-def generate(n: int, *, seed: int = 0, split: Split = "main") -> list[Scattered]:
+def generate(n: int, *, seed: int = 0, split: Split = "main") -> list[RegionPicture]:
     """`n` pictures from one seed."""
     random = Random(f"scatter-{split}-{seed}")
     return [draw(random, f"scatter-{split}-{seed}-{i:05d}", split) for i in range(n)]
 
 
-def sample(seed: int = 0, *, split: Split = "main") -> Scattered:
+def sample(seed: int = 0, *, split: Split = "main") -> RegionPicture:
     """One picture."""
     return generate(1, seed=seed, split=split)[0]

@@ -18,8 +18,8 @@ from mediant.tasks.pictures import scatter
 from mediant.tasks.pictures.comics import GAP, SIZE
 from mediant.tasks.pictures.painter import PALETTE, Pixels
 from mediant.tasks.pictures.render import render
-from mediant.tasks.pictures.scatter import Scattered
 from mediant.tasks.pictures.scene import Scene, draw_scene
+from mediant.tasks.regions import RegionPicture
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 QUESTIONS = {
@@ -52,7 +52,7 @@ class Bank:
     scenes: Sequence[Scene]
     captions: Sequence[str]
     pixels: Pixels
-    scattered: Sequence[Scattered] = ()
+    scattered: Sequence[RegionPicture] = ()
 
     @classmethod
     def drawn(
