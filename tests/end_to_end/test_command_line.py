@@ -262,9 +262,11 @@ def test_list_names_the_studies_and_the_presets_of_one(mediant: Mediant):
 
 def test_models_says_what_is_fetched_and_how_to_fetch_the_rest(mediant: Mediant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MEDIANT_CACHE", str(tmp_path))
-    lines = mediant("models").out.splitlines()
-    assert lines[0].split() == ["smollm2-135m", "SmolLM2", "135M", "Instruct"]
-    assert lines[1].strip() == "not fetched yet: mediant models fetch smollm2-135m"
+    lines = [line.split() for line in mediant("models").out.splitlines()]
+    at = lines.index(["smollm2-135m", "SmolLM2", "135M", "Instruct"])
+    assert " ".join(lines[at + 1]) == "not fetched yet: mediant models fetch smollm2-135m"
+    at = lines.index(["comic-vlm", "Comic", "VLM"])
+    assert lines[at + 1][-1].endswith("zoo/comic_vlm/model")
 
 
 def test_doctor_names_versions_devices_and_models(mediant: Mediant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

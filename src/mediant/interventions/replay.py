@@ -40,6 +40,8 @@ class Recording:
         keys, values: per layer, (batch, key/value head, pos, d_head).
         logits: (batch, kept, vocab) for the last `kept` columns.
         under: the contexts that changed the model while it was recorded.
+        between: per layer, what the model added to its output before the next one took it (image features, in Qwen3-VL); None
+            where it added nothing.
     """
 
     subject: Subject
@@ -50,6 +52,7 @@ class Recording:
     values: list[Tensor]
     logits: Float[Tensor, "batch kept vocab"]
     under: tuple[object, ...] = ()
+    between: tuple[Tensor | None, ...] = ()
 
     def require_same_contexts(self) -> None:
         """Raise where skipped layers and columns would not be those of the model as it is now.
@@ -90,12 +93,18 @@ def record(subject: Subject, batch: Batch, *, keep: int = 1) -> Recording:
             named.pop(name, None)
         calls.append(named)
 
+    left: list[Tensor] = []
+
+    def note_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        left.append(output[0] if isinstance(output, tuple) else output)
+
     def note_final(_: nn.Module, args: tuple[Any, ...]) -> None:
         hidden.append(args[0])
 
     subject.work.token_layers += batch.n_rows * batch.n_cols * subject.shape.n_layers
     with subject.reading(batch), edit(subject):
         handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in subject.layers]
+        handles += [layer.register_forward_hook(note_output) for layer in subject.layers]
         handles.append(subject.family.final_norm_of(subject.model).register_forward_pre_hook(note_final))
         try:
             out = subject.model(**subject.feed(batch), past_key_values=cache, use_cache=True, logits_to_keep=keep)
@@ -103,7 +112,8 @@ def record(subject: Subject, batch: Batch, *, keep: int = 1) -> Recording:
             for handle in handles:
                 handle.remove()
     keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
-    return Recording(subject, batch, hidden, calls, keys, values, out.logits, tuple(subject.in_force))
+    between = tuple(None if taken is gave else taken - gave for gave, taken in zip(left, hidden[1:], strict=True))
+    return Recording(subject, batch, hidden, calls, keys, values, out.logits, tuple(subject.in_force), between)
 
 
 def replay(
@@ -177,6 +187,9 @@ def _run_layers(recording: Recording, first: int, column: int, times: int) -> Te
         name = next(name for name in CACHES if name in _parameters(subject.layers[layer]))
         call |= {"attention_mask": mask.to(device), name: cache}
         hidden = subject.layers[layer](hidden.to(device), **call)
+        added = recording.between[layer]
+        if added is not None:
+            hidden = hidden + added[:, column:].repeat(times, 1, 1).to(hidden.device)
     return hidden
 
 
