@@ -6,6 +6,7 @@ from PIL import Image
 
 from mediant.core.errors import ImageError, OutOfRange, TaskError
 from mediant.tasks import regions, strips
+from mediant.tasks.pictures import scatter
 
 
 def picture(height: int, width: int, colour: tuple[int, int, int]) -> np.ndarray:
@@ -135,7 +136,7 @@ def test_annotations_in_another_form_are_refused(tmp_path):
 
 
 def test_drawn_pictures_hold_things_where_their_boxes_are():
-    for one in regions.drawn(6, seed=1):
+    for one in scatter.generate(6, seed=1, split="heldout"):
         assert list(one.sizes) == sorted(one.sizes, key=regions.SIZES.index)
         assert "large" in one.sizes
         for left, top, right, bottom in one.boxes:

@@ -1,4 +1,4 @@
-"""Pictures with named things at known boxes: generated, or a user's folder in COCO's layout.
+"""Pictures with named things at known boxes, and a user's folder of them in COCO's layout.
 
 pictures = read("photos/", n=40)            # photos/annotations.json and the images it names
 pictures[0].boxes, pictures[0].names, pictures[0].sizes
@@ -43,13 +43,6 @@ class RegionPicture:
 def size_class(area: float) -> str:
     """COCO's class of an area in pixels."""
     return "small" if area < 32**2 else "medium" if area < 96**2 else "large"
-
-
-def drawn(n: int, *, seed: int) -> list[RegionPicture]:
-    """Pictures of the drawn world: three things of different sizes, of kinds never drawn together in training."""
-    from mediant.tasks.pictures import scatter
-
-    return scatter.generate(n, seed=seed, split="heldout")
 
 
 def read(folder: str | Path, *, n: int, seed: int = 0) -> list[RegionPicture]:

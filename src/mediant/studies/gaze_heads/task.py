@@ -65,7 +65,10 @@ def load(config: Config, subject: Subject) -> Data:
 
 def _regions(config: Config) -> list[RegionPicture]:
     if config.regions == "drawn":
-        return regions.drawn(config.n_regions, seed=config.seed)
+        from mediant.tasks.pictures import scatter
+
+        # Kinds of things that were never drawn together in training.
+        return scatter.generate(config.n_regions, seed=config.seed, split="heldout")
     return regions.read(config.regions, n=config.n_regions, seed=config.seed)
 
 
