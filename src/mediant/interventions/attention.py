@@ -128,20 +128,13 @@ class Attending:
         noted_window(self, args, kwargs)
 
     def __call__(
-        self,
-        plain: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        **kwargs: Any,
+        self, plain: AttentionFunction, module: nn.Module, *tensors: Tensor | None, **more: Any
     ) -> tuple[Tensor, Tensor | None]:
         """The attention function while the context is open."""
-        output, weights = plain(module, query, key, value, mask, **kwargs)
+        output, weights = plain(module, *tensors, **more)
         if int(module.layer_idx) not in self._layers:  # type: ignore[arg-type]
             return output, weights
-        call = call_of(self.subject, module, query, key, value, mask, kwargs)
+        call = call_of(self.subject, module, tensors, more)
         own = [(i, b) for i, b in enumerate(self.biases) if b.edge.layer == call.layer]
         if own:
             output = self._rewrite(call, output, own)

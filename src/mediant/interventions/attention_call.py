@@ -16,7 +16,7 @@ from mediant.interventions.attention_function import attention_logits
 from mediant.subject import Batch, Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +115,10 @@ def noted_window(context: AttentionContext, args: tuple[Any, ...], kwargs: dict[
     return ids
 
 
-def call_of(subject: Subject, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, more: Any) -> Call:
-    """The call of an attention function."""
+def call_of(subject: Subject, module: nn.Module, tensors: "Sequence[Tensor | None]", more: "Mapping[str, Any]") -> Call:
+    """A call of an attention function from what it is given: query, key, value and mask, and its keywords."""
+    query, key, value, mask = tensors
+    assert query is not None and key is not None and value is not None  # noqa: S101, PT018 - only the mask may be missing
     batch = subject.window.batch
     assert batch is not None  # noqa: S101 - noted before any layer runs
     layer = int(module.layer_idx)  # type: ignore[arg-type]

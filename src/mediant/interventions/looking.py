@@ -218,21 +218,14 @@ class Looking:
         return _Bias(prompt, target, live, turn, int(target.sum()))
 
     def __call__(
-        self,
-        plain: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        **kwargs: Any,
+        self, plain: AttentionFunction, module: nn.Module, *tensors: Tensor | None, **more: Any
     ) -> tuple[Tensor, Tensor | None]:
         """The attention function while the context is open."""
-        output, weights = plain(module, query, key, value, mask, **kwargs)
+        output, weights = plain(module, *tensors, **more)
         heads = self._heads.get(int(module.layer_idx))  # type: ignore[arg-type]
         if not heads or self._bias is None:
             return output, weights
-        call = call_of(self.subject, module, query, key, value, mask, kwargs)
+        call = call_of(self.subject, module, tensors, more)
         return self._turned(call, output, heads, self._bias), weights
 
     def _turned(self, call: Call, output: Tensor, heads: list[int], bias: _Bias) -> Tensor:

@@ -14,3 +14,11 @@ class StudyConfig(BaseModel):
     dtype: str = Field(
         "float32", description="Weights' type: float32, bfloat16 or float16. Small effects drown in rounding below float32."
     )
+
+
+class AskingConfig(StudyConfig):
+    """The settings of a study that may ask a model behind a server."""
+
+    endpoint: str | None = Field(None, description="An OpenAI-compatible server, such as http://localhost:8000/v1.")
+    endpoint_model: str = Field("default", description="The model to ask there.")
+    endpoint_key: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key; never the key itself.")

@@ -11,6 +11,7 @@ checked against its family before it is handed out.
 
 import re
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +143,8 @@ def _from_pretrained(
         tokenizer = AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf_file} if gguf_file else {}))
         if gguf_file:
             fetch.restore_digits(tokenizer, Path(source) / gguf_file)
+        if sees and find_spec("PIL") is None:
+            raise SubjectError("images are prepared with pillow, which is not installed: pip install 'mediant[vision]'")
         if sees and Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _PROCESSORS):
             # The library would take its defaults, whose patches are another size.
             raise SubjectError(f"{source} has none of {' and '.join(_PROCESSORS)}, which say how its images are prepared")

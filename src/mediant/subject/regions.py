@@ -11,9 +11,8 @@ of the whole show every place several times: a box then has tokens in each view.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-from mediant.core.errors import OutOfRange, RegionError
+from mediant.core.errors import RegionError
 
 Box = tuple[float, float, float, float]
 
@@ -127,22 +126,6 @@ class RegionMap:
     def _cell_size(self) -> str:
         sizes = [(c.box[2] - c.box[0], c.box[3] - c.box[1]) for c in self.cells if c.box is not None]
         return f"{min(w for w, _ in sizes):.0f} x {min(h for _, h in sizes):.0f}" if sizes else "no"
-
-
-def column_shares(widths: Sequence[int], columns: int) -> list[tuple[int, int]]:
-    """Split grid columns between panels in proportion to their pixel widths, at least one each: first and last + 1 per panel.
-
-    Raises:
-        OutOfRange: fewer columns than panels.
-    """
-    if not widths or columns < len(widths):
-        raise OutOfRange(f"{len(widths)} panels do not fit into {columns} columns of image tokens")
-    edges, total, so_far = [0], sum(widths), 0
-    for i, width in enumerate(widths, start=1):
-        so_far += width
-        # Room is kept on the right for the panels still to come.
-        edges.append(min(max(round(columns * so_far / total), edges[-1] + 1), columns - (len(widths) - i)))
-    return list(pairwise(edges))
 
 
 def _shown(box: Box) -> str:

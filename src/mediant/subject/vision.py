@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mediant.core.errors import ImageError, SubjectError, TaskError
 from mediant.subject.batch import Batch, Tokens, collate
-from mediant.subject.families.sight import Piece, Seen, Sight
+from mediant.subject.families.sight import Piece, ProcessedImage, Sight
 from mediant.subject.regions import Box, Cell, RegionMap
 from mediant.subject.subject import Subject
 
@@ -126,8 +126,9 @@ class VisionSubject(Subject):
         return outputs
 
     def _pieces(self, image: Pixels, outputs: Mapping[str, Any], index: int) -> Sequence[Piece]:
-        seen = Seen(image.shape[0], image.shape[1], self.model.config, self.image_processor, outputs, index, self.tokenizer)
-        return self.sight.pieces(seen)
+        height, width = image.shape[:2]
+        made = ProcessedImage(height, width, self.model.config, self.image_processor, outputs, index, self.tokenizer)
+        return self.sight.pieces(made)
 
     def _prompt(self, image: Pixels, pieces: Sequence[Piece], question: str, answer: str) -> tuple[Tokens, RegionMap]:
         """Tokens of one prompt, and where its image tokens are."""

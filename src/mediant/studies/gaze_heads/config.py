@@ -4,18 +4,21 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mediant.studies.config import StudyConfig
+from mediant.studies.config import AskingConfig
 
 NAME = "gaze-heads"
 TITLE = "Which heads look at what is described"
 
 
-class Config(StudyConfig):
+class Config(AskingConfig):
     """Every setting with its unit and where the default comes from."""
 
     model: str = Field("comic-vlm", description="A model with eyes: catalogue name, folder or hub id.")
     data: str = Field(
         "drawn", description="Strips: `drawn` by this package, or a folder of comic<ID>/p1.png ... or of COMICS pages."
+    )
+    split: Literal["heldout", "main"] = Field(
+        "heldout", description="Test strips of combinations never drawn for training, or of others; for drawn strips."
     )
     panels: int = Field(6, ge=2, le=10, description="Panels per strip (6 in the paper).")
     n: int = Field(40, ge=2, description="Strips on which steering is tested; each gives as many answers as it has panels.")
@@ -57,8 +60,6 @@ class Config(StudyConfig):
     endpoint: str | None = Field(
         None, description="An OpenAI-compatible server with a model that sees, to judge steered answers besides the words."
     )
-    endpoint_model: str = Field("default", description="The model to ask there.")
-    endpoint_key: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key; never the key itself.")
     n_shown: int = Field(6, ge=1, description="Strips that the page shows in full.")
     batch_size: int = Field(36, ge=1, description="Prompts run together.")
 

@@ -66,12 +66,12 @@ class Measuring:
             else "nearest to the target panel's caption by shared words, rare ones weighing more, and no junk"
         )
 
-    def per_strip(self, records: Sequence[Json], value: Callable[[Json], float], definition: str, control: str = "") -> Measure:
+    def per_strip(self, records: Sequence[Json], value: Callable[[Json], float], definition: str) -> Measure:
         """Mean over answers, resampling strips."""
         if not records:
             return missing("no answer is left to count", definition)
         found = estimate([value(r) for r in records], clusters=[r["strip"] for r in records], seed=self.config.seed)
-        return measure(found, definition, control)
+        return measure(found, definition)
 
     def per_draw(self, draws: Sequence[Sequence[Json]], value: Callable[[Json], float], definition: str) -> Measure:
         """Mean over draws and answers, resampling both."""
@@ -205,9 +205,9 @@ def _rho(record: Json) -> float | None:
     return spearman(*zip(*pairs, strict=True)) if len(pairs) >= FEWEST_JUDGED else None
 
 
-def measure(found: Estimate, definition: str, control: str = "") -> Measure:
+def measure(found: Estimate, definition: str) -> Measure:
     """An estimate as a measure."""
-    return Measure(value=found.value, n=found.n, ci95=found.ci95, definition=definition, control=control or None)
+    return Measure(value=found.value, n=found.n, ci95=found.ci95, definition=definition, control=None)
 
 
 def missing(reason: str, definition: str) -> Measure:

@@ -16,7 +16,7 @@ from mediant.core.span import Span
 from mediant.interventions.attention import Rows, attending
 from mediant.interventions.edits import add
 from mediant.interventions.execute import edit, run
-from mediant.interventions.look import Look, Schedule
+from mediant.interventions.look import BETA, Look, Schedule
 from mediant.interventions.looking import looking
 from mediant.measures import judges
 from mediant.measures.controls import layer_matched, random_sets
@@ -93,10 +93,12 @@ def head_sets(scores: GazeScores, score: Score, k: int, *, draws: int, seed: int
     )  # fmt: skip
 
 
-def captions(subject: VisionSubject, strips: Sequence[PanelStrip], config: Config, look: SiteSet = ()) -> list[Json]:
+def captions(
+    subject: VisionSubject, strips: Sequence[PanelStrip], config: Config, heads: SiteSet = (), beta: float = BETA
+) -> list[Json]:
     """Answers to questions that settle the panel; heads given look at the panel that is asked for."""
     jobs = [_Job(strip, k, asked(config, k)) for strip in strips for k in range(strip.n)]
-    return _answered(subject, jobs, config, config.answer_tokens, look)
+    return _answered(subject, jobs, config, config.answer_tokens, heads, beta)
 
 
 def redirected(
@@ -127,7 +129,7 @@ class _Job:
 
 
 def _answered(
-    subject: VisionSubject, jobs: Sequence[_Job], config: Config, tokens: int, heads: SiteSet = (), beta: float = 1e4
+    subject: VisionSubject, jobs: Sequence[_Job], config: Config, tokens: int, heads: SiteSet = (), beta: float = BETA
 ) -> list[Json]:
     records: list[Json] = []
     for start in range(0, len(jobs), config.batch_size):

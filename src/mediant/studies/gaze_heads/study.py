@@ -157,8 +157,8 @@ class _Run:
         confirmed = self._gaze(test, "test")
         chosen = self._choose(found, validation)
         sets = method.head_sets(found, config.score, chosen.k, draws=config.draws, seed=config.seed)
-        settled = {"untouched": [self._captions(test, (), "untouched")]} | {
-            name: [self._captions(test, heads, f"{name}-{i}") for i, heads in enumerate(draws[:1])]
+        settled = {"untouched": [self._captions(test, (), chosen.beta, "untouched")]} | {
+            name: [self._captions(test, heads, chosen.beta, f"{name}-{i}") for i, heads in enumerate(draws[:1])]
             for name, draws in sets.named().items()
         }
         answers = self._steered("vqa", test, config.question_this, config.answer_tokens, sets, chosen.beta)
@@ -245,8 +245,8 @@ class _Run:
             point[f"as_published{tail}"] = float(np.mean(hits))
         return point
 
-    def _captions(self, strips: list[PanelStrip], heads: SiteSet, name: str) -> list[Json]:
-        return self._answers(f"settled/{name}", lambda: method.captions(self.subject, strips, self.config, heads))
+    def _captions(self, strips: list[PanelStrip], heads: SiteSet, beta: float, name: str) -> list[Json]:
+        return self._answers(f"settled/{name}", lambda: method.captions(self.subject, strips, self.config, heads, beta))
 
     def _open(self, strips: list[PanelStrip], question: str, tokens: int, name: str) -> list[Json]:
         return self._answers(f"open/{name}", lambda: method.unsteered(self.subject, strips, question, tokens, self.config))

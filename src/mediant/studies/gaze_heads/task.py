@@ -50,7 +50,9 @@ def load(config: Config, subject: Subject) -> Data:
     counts = config.n_discovery, config.n_validation, config.n
     if config.data == "drawn":
         main = strips.drawn(counts[0] + counts[1], seed=config.seed, panels=config.panels)
-        test = strips.drawn(counts[2], seed=config.seed, split="heldout", panels=config.panels)
+        # Another seed: strips of the main split must not be those that heads were ranked on.
+        test_seed = config.seed if config.split == "heldout" else config.seed + 1
+        test = strips.drawn(counts[2], seed=test_seed, split=config.split, panels=config.panels)
         return Data("drawn strips", tuple(main[: counts[0]]), tuple(main[counts[0] :]), tuple(test), pictures, True)
     found = strips.read(config.data, n=sum(counts), seed=config.seed, panels=config.panels)
     Random(config.seed).shuffle(found)

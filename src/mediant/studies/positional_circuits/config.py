@@ -4,13 +4,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mediant.studies.config import StudyConfig
+from mediant.studies.config import AskingConfig
 
 NAME = "positional-circuits"
 TITLE = "Which edges, at which positions"
 
 
-class Config(StudyConfig):
+class Config(AskingConfig):
     """Every setting with its unit and where the default comes from."""
 
     task: str = Field("ioi", description="A generated task by name, or a .jsonl file of your own pairs with named spans.")
@@ -21,8 +21,6 @@ class Config(StudyConfig):
     endpoint: str | None = Field(
         None, description="For spans = llm: an OpenAI-compatible server, such as http://localhost:8000/v1."
     )
-    endpoint_model: str = Field("default", description="The model to ask there.")
-    endpoint_key: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key; never the key itself.")
     schema_marks: bool = Field(True, description="Tell the language model which tokens are salient.")
     schema_rounds: int = Field(5, ge=1, description="Rounds without empty spans, and as many with them (5 and 5 in the paper).")
     schema_tokens: int = Field(1000, ge=16, description="Longest reply, in tokens (1000 in the paper).")

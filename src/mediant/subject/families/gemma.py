@@ -11,7 +11,7 @@ import math
 from dataclasses import replace
 
 from mediant.subject.families.llama import LLAMA
-from mediant.subject.families.sight import Piece, Seen, Sight, special
+from mediant.subject.families.sight import Piece, ProcessedImage, Sight, special
 from mediant.subject.regions import grid
 
 GEMMA = replace(
@@ -27,7 +27,7 @@ GEMMA = replace(
 )
 
 
-def _pieces(image: Seen) -> list[Piece]:
+def _pieces(image: ProcessedImage) -> list[Piece]:
     side = math.isqrt(image.config.mm_tokens_per_image)
     begin, end = (
         special(image.tokenizer, "boi_token", "<start_of_image>"),

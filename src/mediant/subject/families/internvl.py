@@ -6,11 +6,11 @@ The image is stretched to the tiles' canvas; each tile's patches are merged two 
 from dataclasses import replace
 
 from mediant.subject.families.llama import LLAMA
-from mediant.subject.families.sight import Piece, Seen, Sight, special
+from mediant.subject.families.sight import Piece, ProcessedImage, Sight, special
 from mediant.subject.regions import grid
 
 
-def _pieces(image: Seen) -> list[Piece]:
+def _pieces(image: ProcessedImage) -> list[Piece]:
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
     made, vision = image.processor, image.config.vision_config

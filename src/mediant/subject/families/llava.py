@@ -9,17 +9,17 @@ from dataclasses import replace
 from typing import Any
 
 from mediant.subject.families.llama import LLAMA
-from mediant.subject.families.sight import Piece, Seen, Sight
+from mediant.subject.families.sight import Piece, ProcessedImage, Sight
 from mediant.subject.regions import Box, Cell, clipped, grid
 
 
-def _patches(image: Seen) -> tuple[int, bool]:
+def _patches(image: ProcessedImage) -> tuple[int, bool]:
     """Side of a view in patches, and whether a class token without a place comes first."""
     vision: Any = image.config.vision_config
     return int(vision.image_size) // int(vision.patch_size), image.config.vision_feature_select_strategy == "full"
 
 
-def _view(image: Seen) -> Box:
+def _view(image: ProcessedImage) -> Box:
     """The part of the original that LLaVA 1.5's square shows, padding included."""
     made, high, wide = image.processor, image.height, image.width
     left = top = 0.0
@@ -38,13 +38,13 @@ def _view(image: Seen) -> Box:
     return left + x * across, top + y * down, left + (x + cut_wide) * across, top + (y + cut_high) * down
 
 
-def _llava(image: Seen) -> list[Piece]:
+def _llava(image: ProcessedImage) -> list[Piece]:
     side, with_class = _patches(image)
     cells = [clipped(cell, image.width, image.height) for cell in grid(_view(image), side, side)]
     return [*([Cell(None)] if with_class else []), *cells]
 
 
-def _llava_next(image: Seen) -> list[Piece]:
+def _llava_next(image: ProcessedImage) -> list[Piece]:
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
     side, with_class = _patches(image)
@@ -72,7 +72,7 @@ def _llava_next(image: Seen) -> list[Piece]:
     return [*base, *cells]
 
 
-def _dropped(image: Seen, columns: int, rows: int) -> tuple[int, int]:
+def _dropped(image: ProcessedImage, columns: int, rows: int) -> tuple[int, int]:
     """Columns and rows of padding dropped on either side, as LLaVA-NeXT counts them."""
     if image.width / image.height > columns / rows:
         return 0, (rows - int(round(image.height * columns / image.width, 7))) // 2

@@ -7,11 +7,11 @@ the same table but stand for no place.
 from dataclasses import replace
 
 from mediant.subject.families.llama import LLAMA
-from mediant.subject.families.sight import Piece, Seen, Sight
+from mediant.subject.families.sight import Piece, ProcessedImage, Sight
 from mediant.subject.regions import grid
 
 
-def _pieces(image: Seen) -> list[Piece]:
+def _pieces(image: ProcessedImage) -> list[Piece]:
     rows, columns = (int(n) for n in image.outputs["grids"][image.index])
     vision = image.config.vision_config
     # A side that the stride does not divide is padded up to it.

@@ -8,11 +8,11 @@ them back; Qwen3-VL also adds features of inner vision layers to the first layer
 from dataclasses import replace
 
 from mediant.subject.families.llama import LLAMA
-from mediant.subject.families.sight import Piece, Seen, Sight
+from mediant.subject.families.sight import Piece, ProcessedImage, Sight
 from mediant.subject.regions import grid
 
 
-def _pieces(image: Seen) -> list[Piece]:
+def _pieces(image: ProcessedImage) -> list[Piece]:
     _, high, wide = (int(n) for n in image.outputs["image_grid_thw"][image.index])
     merge = int(image.processor.merge_size)
     return [*grid((0, 0, image.width, image.height), high // merge, wide // merge)]

@@ -15,14 +15,14 @@ Piece = str | Cell
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class ProcessedImage:
     """One image as the library's image processor left it.
 
     Attributes:
         height, width: of the original, in pixels.
         config, processor: the model's and the image processor's settings.
         outputs: what the processor gave for the whole batch; this image is number `index`.
-        token: an image token's text.
+        tokenizer: the checkpoint's, whose special tokens stand around images.
     """
 
     height: int
@@ -48,7 +48,7 @@ class Sight:
     """
 
     placeholders: tuple[str, ...]
-    pieces: Callable[[Seen], Sequence[Piece]]
+    pieces: Callable[[ProcessedImage], Sequence[Piece]]
     inputs: tuple[str, ...] = ("pixel_values",)
     marks: str = ""
     nested: bool = False

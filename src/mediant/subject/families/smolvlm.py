@@ -6,11 +6,11 @@ The image is stretched to multiples of a tile. Image tokens of different tiles a
 from dataclasses import replace
 
 from mediant.subject.families.llama import LLAMA
-from mediant.subject.families.sight import Piece, Seen, Sight, special
+from mediant.subject.families.sight import Piece, ProcessedImage, Sight, special
 from mediant.subject.regions import grid
 
 
-def _pieces(image: Seen) -> list[Piece]:
+def _pieces(image: ProcessedImage) -> list[Piece]:
     rows, columns = (int(image.outputs[name][image.index][0]) for name in ("rows", "cols"))
     vision = image.config.vision_config
     side = vision.image_size // vision.patch_size // image.config.scale_factor

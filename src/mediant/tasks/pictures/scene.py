@@ -58,12 +58,17 @@ class Scene:
     @property
     def caption(self) -> str:
         """One sentence with every factor but the style; it begins with what differs most between scenes."""
-        return f"{self.placeless[:-1]} {AT.get(self.place, 'at the')} {self.place}."
+        return f"{self.placeless[:-1]} {self.where}."
+
+    @property
+    def where(self) -> str:
+        """The place with its preposition."""
+        return f"{AT.get(self.place, 'at the')} {self.place}"
 
     @property
     def deserted(self) -> str:
         """The caption of the scene without its character."""
-        return f"{self.colour.capitalize()} {self.object} {AT.get(self.place, 'at the')} {self.place}."
+        return f"{self.colour.capitalize()} {self.object} {self.where}."
 
     @property
     def placeless(self) -> str:

@@ -1,7 +1,7 @@
 """What comic-vlm is taught: pictures of the drawn world with a question and its answer.
 
-    random = Random(0)
-    lesson = lessons.draw(random, "unsettled", bank)
+    bank = Bank.drawn(100, seed=0)
+    lesson = draw(Random(0), "unsettled", bank, panels=6)
     lesson.pixels, lesson.question, lesson.answer        # "What is happening in this panel?", the caption of any one panel
 
 Nothing resembles steering. What leaves room for it is that some questions are *unsettled*: "this panel" may be any panel, and
@@ -26,6 +26,7 @@ QUESTIONS = {
     "panel": ("What happens in the {k} panel?", "What happens in the {k} panel from the left?", "Describe the {k} panel."),
     "reversed": ("Reading from right to left, what happens in the {k} panel?",),
     "who": ("What does the {who} do?", "Describe the panel with the {who}."),
+    "where": ("Where is the {who}?", "Where is this?"),
     "unsettled": ("What is happening in this panel?", "What happens in this panel?", "Describe this panel."),
     "in order": ("Describe all panels in order.", "Tell the story panel by panel."),
     "any order": ("Describe the panels in any order.", "Describe every panel, in whatever order you like."),
@@ -110,10 +111,13 @@ def draw(random: Random, kind: str, bank: Bank, panels: int) -> Lesson:
     else:
         answer = captions[k]
     scene = bank.scenes[chosen[k]]
-    if kind == "who" and captions[k] == scene.deserted:
+    who = scene.character
+    if captions[k] == scene.deserted:
         # Without a character, only the object tells this panel from the others.
-        return Lesson(pixels, QUESTIONS["who"][1].format(who=scene.object), answer)
-    return Lesson(pixels, question.format(k=ORDINALS[k], who=scene.character), answer)
+        who, question = scene.object, QUESTIONS["who"][1] if kind == "who" else question
+    if kind == "where":
+        answer = f"{'Nowhere' if captions[k] == scene.placeless else scene.where.capitalize()}."
+    return Lesson(pixels, question.format(k=ORDINALS[k], who=who), answer)
 
 
 def numbered(captions: Sequence[str]) -> str:

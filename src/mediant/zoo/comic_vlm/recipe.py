@@ -3,7 +3,7 @@
     mediant models train comic-vlm --out FOLDER         # may be stopped at any time; calling it again goes on
 
 The library's own class is trained as it is, on the drawn world alone. It first learns to see on single panels, then to find
-its way on strips of up to six; what it is asked is in `lessons.py`.
+its way on strips of six, then to look up by content and to tell what is done from where; what it is asked is in `lessons.py`.
 """
 
 import time
@@ -86,10 +86,22 @@ _ALL = {
     "things": 0.08,
 }
 _MORE_THINGS = _ALL | {"panel": 0.06, "who": 0.18, "in order": 0.05, "here": 0.17, "things": 0.12}
+_LONG = {
+    "panel": 0.07,
+    "reversed": 0.02,
+    "who": 0.11,
+    "where": 0.09,
+    "unsettled": 0.16,
+    "in order": 0.04,
+    "any order": 0.16,
+    "here": 0.15,
+    "things": 0.2,
+}
 STAGES = (
     Stage("strips", _LOOP, _STRIPS, seeing=600),
     Stage("all", replace(_LOOP, steps=2_000, horizon=None, lr=1e-3), _ALL, plain=0.3),
     Stage("places", replace(_LOOP, steps=1_500, horizon=None, lr=1e-3), _MORE_THINGS, plain=0.2, deserted=0.25),
+    Stage("long", replace(_LOOP, steps=4_500, horizon=None, lr=1e-3), _LONG, plain=0.15, deserted=0.2),
 )
 
 
