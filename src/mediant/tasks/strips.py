@@ -79,12 +79,12 @@ def _scaled(panel: Pixels, high: int, cell: int) -> Pixels:
     return np.asarray(Image.fromarray(panel).resize((wide, high), Image.Resampling.LANCZOS))
 
 
-def read(folder: str | Path, *, n: int, seed: int = 42, panels: int = 6) -> list[PanelStrip]:
+def read(folder: str | Path, *, n: int, seed: int = 42, panels: int = 6, height: int = HEIGHT) -> list[PanelStrip]:
     """`n` strips from a folder in one of two layouts, told apart by what is in it.
 
     `comic<ID>/p1.png` ...: one folder per strip, with `captions.json` (a list of sentences) in it or not; a folder without all
     panels is passed over. `<comic>/<page>_<panel>.jpg`: the COMICS corpus (Iyyer et al. 2017), from which runs of panels on one
-    page are drawn at random.
+    page are drawn at random. Panels are scaled to `height` pixels.
 
     Raises:
         TaskError: neither layout, or too few strips.
@@ -94,14 +94,14 @@ def read(folder: str | Path, *, n: int, seed: int = 42, panels: int = 6) -> list
         raise TaskError(
             f"{root} is no folder of strips; expected folders comic<ID>/ with p1.png to p{panels}.png, or COMICS pages"
         )
-    strips = [strip for place in sorted(root.glob("comic*")) if (strip := _one_folder(place, panels)) is not None]
-    found = strips[:n] if strips else list(_comics(root, n, seed, panels))
+    strips = [strip for place in sorted(root.glob("comic*")) if (strip := _one_folder(place, panels, height)) is not None]
+    found = strips[:n] if strips else list(_comics(root, n, seed, panels, height))
     if len(found) < n:
         raise TaskError(f"{root} gives {len(found)} strips of {panels} panels, {n} are needed; ask for fewer with the n options")
     return found
 
 
-def _one_folder(place: Path, panels: int) -> PanelStrip | None:
+def _one_folder(place: Path, panels: int, height: int) -> PanelStrip | None:
     from mediant.subject.vision import as_pixels
 
     paths = [next((p for e in ENDINGS if (p := place / f"p{k}{e}").is_file()), None) for k in range(1, panels + 1)]
@@ -113,10 +113,10 @@ def _one_folder(place: Path, panels: int) -> PanelStrip | None:
             captions = [str(text) for text in json.loads((place / "captions.json").read_text(encoding="utf-8"))]
         except (ValueError, OSError, TypeError) as error:
             raise TaskError(f"{place / 'captions.json'} is not a list of sentences: {error}") from error
-    return build(place.name, [as_pixels(path) for path in paths if path is not None], captions)
+    return build(place.name, [as_pixels(path) for path in paths if path is not None], captions, height=height)
 
 
-def _comics(root: Path, n: int, seed: int, panels: int) -> Iterator[PanelStrip]:
+def _comics(root: Path, n: int, seed: int, panels: int, height: int) -> Iterator[PanelStrip]:
     """Runs of panels of one page, drawn at random, interior pages first."""
     from mediant.subject.vision import as_pixels
 
@@ -131,7 +131,7 @@ def _comics(root: Path, n: int, seed: int, panels: int) -> Iterator[PanelStrip]:
         name = f"{book.name}-{page}-{start}"
         if name not in taken:
             taken.add(name)
-            yield build(name, [as_pixels(path) for path in paths[start : start + panels]])
+            yield build(name, [as_pixels(path) for path in paths[start : start + panels]], height=height)
 
 
 def _pages(book: Path, panels: int) -> list[tuple[int, list[Path]]]:

@@ -15,8 +15,16 @@ class Config(AskingConfig):
 
     model: str = Field("comic-vlm", description="A model with eyes: catalogue name, folder or hub id.")
     data: str = Field(
-        "drawn", description="Strips: `drawn` by this package, or a folder of comic<ID>/p1.png ... or of COMICS pages."
+        "drawn",
+        description="Strips: `drawn` by this package, a set of `mediant data fetch` by name, or a folder of "
+        "comic<ID>/p1.png ... or of COMICS pages.",
     )
+    captions: Literal["given", "own"] = Field(
+        "given",
+        description="What counts as right: captions and names that come with the pictures, or what the model itself says about "
+        "each panel or thing cut out and shown alone. Strips without captions always have the model's own.",
+    )
+    height: int = Field(256, ge=16, description="Height to which panels of a folder or fetched set are scaled, in pixels.")
     split: Literal["heldout", "main"] = Field(
         "heldout", description="Test strips of combinations never drawn for training, or of others; for drawn strips."
     )
@@ -55,7 +63,9 @@ class Config(AskingConfig):
     n_dynamic: int = Field(24, ge=0, description="Test strips narrated with a schedule of panels; 0 leaves the part out.")
     n_regions: int = Field(40, ge=0, description="Pictures whose regions are looked at; 0 leaves the part out.")
     regions: str = Field(
-        "drawn", description="Pictures with known boxes: `drawn`, or a COCO-style folder (images, annotations.json)."
+        "drawn",
+        description="Pictures with known boxes: `drawn`, a set of `mediant data fetch` by name, or a COCO-style folder "
+        "(images, annotations.json).",
     )
     endpoint: str | None = Field(
         None, description="An OpenAI-compatible server with a model that sees, to judge steered answers besides the words."

@@ -21,6 +21,7 @@ from mediant.studies.provenance import provenance
 from mediant.subject import Subject
 from mediant.subject.endpoint import OpenAIEndpoint
 from mediant.subject.vision import VisionSubject
+from mediant.tasks.regions import RegionPicture
 from mediant.tasks.strips import PanelStrip
 
 HEADS_FILE = "heads.json"
@@ -199,11 +200,26 @@ class _Run:
             return list(strips)
 
         def describe() -> Json:
-            made = task.with_captions(self.subject, strips, self.config.answer_tokens)
+            made = task.with_captions(self.subject, strips, self.config.question_this, self.config.answer_tokens)
             return {"captions": [strip.captions for strip in made]}
 
         said = self._once(f"captions/{name}", describe)["captions"]
         return [replace(strip, captions=tuple(texts)) for strip, texts in zip(strips, said, strict=True)]
+
+    def _named(self, pictures: Sequence[RegionPicture]) -> list[RegionPicture]:
+        """Pictures whose things have names, the subject's own where these are to count."""
+        if self.config.captions == "given" or not pictures:
+            return list(pictures)
+
+        def call() -> Json:
+            made = task.with_names(self.subject, pictures, self.config.question_here, self.config.answer_tokens)
+            return {"names": [[one.names, one.facts] for one in made]}
+
+        said = self._once("captions/regions", call)["names"]
+        return [
+            replace(picture, names=tuple(names), facts=tuple(map(tuple, facts)))
+            for picture, (names, facts) in zip(pictures, said, strict=True)
+        ]
 
     def _gaze(self, strips: Sequence[PanelStrip], name: str) -> GazeScores:
         items = [WorkItem(f"gaze/{name}/{strip.id}", _later(method.gaze, self.subject, strip, self.config)) for strip in strips]
@@ -289,7 +305,7 @@ class _Run:
         return {key: [one["narrations"] for one in draws] for key, draws in found.items()}
 
     def _regions(self, sets: HeadSets, beta: float) -> Steered | None:
-        pictures = self.data.regions
+        pictures = self._named(self.data.regions)
         if not pictures:
             return None
         baseline = self._answers("open/regions", lambda: method.looked_at(self.subject, pictures, self.config, (), beta))

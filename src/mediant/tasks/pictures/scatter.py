@@ -74,8 +74,8 @@ def draw(random: Random, name: str, split: Split = "main") -> RegionPicture:
             break
     ground = scenery(random.choice(PLACES)).copy()
     sides = [random.choice(list(SIDES[size])) for size in SIDES]
-    chosen, corners = list(zip(colours, kinds, strict=True)), _places(random, sides)
-    boxes = [paste(ground, cutout(w, c, side), *at) for (c, w), side, at in zip(chosen, sides, corners, strict=True)]
+    chosen, places = list(zip(colours, kinds, strict=True)), corners(random, [(side, side) for side in sides])
+    boxes = [paste(ground, cutout(w, c, side), *at) for (c, w), side, at in zip(chosen, sides, places, strict=True)]
     return RegionPicture(
         name,
         ground,
@@ -86,21 +86,27 @@ def draw(random: Random, name: str, split: Split = "main") -> RegionPicture:
     )
 
 
-def _places(random: Random, sides: Sequence[int]) -> list[tuple[int, int]]:
-    """Corners of squares that do not overlap, the largest placed first."""
+def corners(random: Random, sizes: Sequence[tuple[int, int]], height: int = HEIGHT, width: int = WIDTH) -> list[tuple[int, int]]:
+    """Left and top of things of these heights and widths, none overlapping; the highest is placed first.
+
+    Raises:
+        TaskError: they do not fit.
+    """
     for _ in range(_TRIES):
-        found: dict[int, tuple[int, int]] = {}
-        for i in sorted(range(len(sides)), key=lambda i: -sides[i]):
-            left, top = random.randrange(WIDTH - sides[i] + 1), random.randrange(HEIGHT - sides[i] + 1)
-            if all(_apart((left, top), sides[i], at, sides[j]) for j, at in found.items()):
-                found[i] = left, top
-        if len(found) == len(sides):
-            return [found[i] for i in range(len(sides))]
+        found: dict[int, Box] = {}
+        for i in sorted(range(len(sizes)), key=lambda i: -sizes[i][0]):
+            high, wide = sizes[i]
+            left, top = random.randrange(width - wide + 1), random.randrange(height - high + 1)
+            box = (left, top, left + wide, top + high)
+            if all(_apart(box, other) for other in found.values()):
+                found[i] = box
+        if len(found) == len(sizes):
+            return [(int(found[i][0]), int(found[i][1])) for i in range(len(sizes))]
     raise TaskError("these things do not fit beside each other")
 
 
-def _apart(one: tuple[int, int], a: int, two: tuple[int, int], b: int) -> bool:
-    return any(one[axis] + a <= two[axis] or two[axis] + b <= one[axis] for axis in range(2))
+def _apart(one: Box, two: Box) -> bool:
+    return any(one[axis + 2] <= two[axis] or two[axis + 2] <= one[axis] for axis in range(2))
 
 
 def generate(n: int, *, seed: int = 0, split: Split = "main") -> list[RegionPicture]:

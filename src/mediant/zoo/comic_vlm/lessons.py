@@ -95,13 +95,19 @@ class Bank:
         return chosen, pixels
 
 
-def draw(random: Random, kind: str, bank: Bank, panels: int) -> Lesson:
-    """A lesson of one kind about a strip of `panels` panels, or about a picture of things."""
+def draw(random: Random, kind: str, bank: Bank, panels: int, *, alone: bool = False) -> Lesson:
+    """A lesson of one kind about a strip of `panels` panels, or about a picture of things.
+
+    Args:
+        alone: the panel asked about is the only one that is not empty.
+    """
     if kind in THINGS:
         picture, question = random.choice(bank.scattered), random.choice(QUESTIONS[kind])
         return Lesson(picture.pixels, question, random.choice(picture.names) if kind == "here" else " ".join(picture.names))
     chosen, pixels = bank.strip(random, panels)
     captions, question, k = [bank.captions[i] for i in chosen], random.choice(QUESTIONS[kind]), random.randrange(panels)
+    if alone:
+        pixels = _alone(pixels, k, panels)
     if kind == "in order":
         answer = numbered(captions)
     elif kind == "any order":
@@ -118,6 +124,14 @@ def draw(random: Random, kind: str, bank: Bank, panels: int) -> Lesson:
     if kind == "where":
         answer = f"{'Nowhere' if captions[k] == scene.placeless else scene.where.capitalize()}."
     return Lesson(pixels, question.format(k=ORDINALS[k], who=who), answer)
+
+
+def _alone(strip: Pixels, k: int, panels: int) -> Pixels:
+    """The strip with empty panels around number `k`."""
+    width = strip.shape[1] // panels
+    kept = np.full_like(strip, 255)
+    kept[:, k * width : (k + 1) * width] = strip[:, k * width : (k + 1) * width]
+    return kept
 
 
 def numbered(captions: Sequence[str]) -> str:

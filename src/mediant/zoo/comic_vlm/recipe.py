@@ -3,7 +3,8 @@
     mediant models train comic-vlm --out FOLDER         # may be stopped at any time; calling it again goes on
 
 The library's own class is trained as it is, on the drawn world alone. It first learns to see on single panels, then to find
-its way on strips of six, then to look up by content and to tell what is done from where; what it is asked is in `lessons.py`.
+its way on strips of six, then to look up by content, to tell what is done from where, and to name things that are in no panel;
+what it is asked is in `lessons.py`.
 """
 
 import time
@@ -38,8 +39,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 BANK, SCATTERED = 12_000, 3_000
-# How often a lesson is about a single panel instead of a strip.
-SINGLE = 0.05
+# How often a lesson is about a single panel instead of a strip, and while panels come alone.
+SINGLE, ALONE = 0.05, 0.5
 BATCH = 32
 # Strips are twelve tokens wide: with the usual ten thousand, the few frequencies of this small head hardly tell columns apart.
 THETA = 100.0
@@ -51,57 +52,31 @@ class Stage:
 
     Attributes:
         mixture: kind of lesson -> how often it is given.
-        seeing: steps at the beginning that are on single panels alone.
+        alone: one panel in every picture, by itself or on an empty strip.
         plain, deserted: shares of panels without a place, and without a character.
     """
 
     name: str
     loop: LoopConfig
     mixture: dict[str, float]
-    seeing: int = 0
+    alone: bool = False
     plain: float = 0.0
     deserted: float = 0.0
 
 
 _LOOP = LoopConfig(
-    steps=3_300,
-    horizon=4_500,
-    lr=1.5e-3,
-    weight_decay=0.01,
-    warmup=100,
-    schedule="cosine",
-    save_every=100,
-    log_every=10,
-    grad_clip=1.0,
+    steps=600, lr=1.5e-3, weight_decay=0.01, warmup=100, schedule="constant", save_every=100, log_every=10, grad_clip=1.0
 )
 _STRIPS = {"panel": 0.3, "reversed": 0.05, "unsettled": 0.2, "in order": 0.25, "any order": 0.2}
 _ALL = {
-    "panel": 0.1,
-    "reversed": 0.04,
-    "who": 0.2,
-    "unsettled": 0.18,
-    "in order": 0.06,
-    "any order": 0.2,
-    "here": 0.14,
-    "things": 0.08,
-}
-_MORE_THINGS = _ALL | {"panel": 0.06, "who": 0.18, "in order": 0.05, "here": 0.17, "things": 0.12}
-_LONG = {
-    "panel": 0.07,
-    "reversed": 0.02,
-    "who": 0.11,
-    "where": 0.09,
-    "unsettled": 0.16,
-    "in order": 0.04,
-    "any order": 0.16,
-    "here": 0.15,
-    "things": 0.2,
-}
+    "panel": 0.07, "reversed": 0.03, "who": 0.12, "where": 0.08, "unsettled": 0.16, "in order": 0.04, "any order": 0.16,
+    "here": 0.15, "things": 0.19,
+}  # fmt: skip
 STAGES = (
-    Stage("strips", _LOOP, _STRIPS, seeing=600),
-    Stage("all", replace(_LOOP, steps=2_000, horizon=None, lr=1e-3), _ALL, plain=0.3),
-    Stage("places", replace(_LOOP, steps=1_500, horizon=None, lr=1e-3), _MORE_THINGS, plain=0.2, deserted=0.25),
-    Stage("long", replace(_LOOP, steps=4_500, horizon=None, lr=1e-3), _LONG, plain=0.15, deserted=0.2),
+    Stage("panels", _LOOP, {"unsettled": 1.0}, alone=True),
+    # Left early: finding one's way appears while steps are still long.
+    Stage("strips", replace(_LOOP, steps=2_700, schedule="cosine", horizon=3_900), _STRIPS),
+    Stage("all", replace(_LOOP, steps=7_000, schedule="cosine", lr=1e-3), _ALL, plain=0.2, deserted=0.2),
 )
 
 
@@ -130,7 +105,7 @@ def _corpus() -> list[str]:
     captions = [
         Scene(*(values[i % len(values)] for values in (CHARACTERS, ACTIONS, OBJECTS, COLOURS, PLACES))).caption for i in range(n)
     ]
-    about_strips = [texts for kind, texts in lessons.QUESTIONS.items() if kind in STAGES[0].mixture]
+    about_strips = [texts for kind, texts in lessons.QUESTIONS.items() if kind in _STRIPS]
     asked = [text.format(k=k) for texts in about_strips for text, k in product(texts, lessons.ORDINALS)]
     return [*captions, *asked, *["user\n", "assistant\n", lessons.numbered(captions[:9])] * 3]
 
@@ -188,15 +163,15 @@ class Teaching:
             n_scattered=SCATTERED if things else 0,
         )
 
-    def loss(self, step: int, generator: torch.Generator) -> Tensor:
+    def loss(self, _: int, generator: torch.Generator) -> Tensor:
         """Mean negative log likelihood of the answers' tokens, in nats."""
         random = Random(int(torch.randint(2**62, (), generator=generator)))
         kind = random.choices(list(self.stage.mixture), list(self.stage.mixture.values()))[0]
-        panels = 1 if step < self.stage.seeing or random.random() < SINGLE else PANELS
+        panels = 1 if random.random() < (ALONE if self.stage.alone else SINGLE) else PANELS
         if panels == 1 and kind not in lessons.THINGS:
             kind = "unsettled"
         n = 2 * BATCH if panels == 1 else BATCH
-        drawn = [lessons.draw(random, kind, self.bank, panels) for _ in range(n)]
+        drawn = [lessons.draw(random, kind, self.bank, panels, alone=self.stage.alone) for _ in range(n)]
         inputs, labels = self.batch(drawn)
         loss: Tensor = self.model(**inputs, labels=labels).loss
         return loss
@@ -245,12 +220,13 @@ def image_processor() -> Any:
     )  # fmt: skip
 
 
-def teach(folder: Path, *, seconds: float, tell: Callable[[str, int, int, float], None]) -> bool:
+def teach(folder: Path, *, seconds: float, tell: Callable[[str, int, int, float], None], frozen: bool = False) -> bool:
     """Train in the folder, going on where an earlier call stopped; whether it is done, and then the model is in `model/`.
 
     Args:
         seconds: after which this call ends, one step further on at least.
         tell: called after every step with the stage's name, steps taken, steps in all, and the loss.
+        frozen: from the second stage on the vision tower stays as it is; only what joins it to the language model learns.
     """
     begun, words = time.monotonic(), tokenizer()
     learner = model(config(words))
@@ -258,8 +234,12 @@ def teach(folder: Path, *, seconds: float, tell: Callable[[str, int, int, float]
     for stage in STAGES:
         teaching = Teaching(learner, words, stage)
         left = max(0.0, seconds - (time.monotonic() - begun))
+        if frozen and not stage.alone:
+            for name, parameter in learner.model.visual.named_parameters():
+                parameter.requires_grad_(name.startswith("merger."))
+        learning = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
         log = train(
-            dict(learner.named_parameters()), teaching.loss, folder / stage.name, stage.loop, stop_after=left,
+            learning, teaching.loss, folder / stage.name, stage.loop, stop_after=left,
             progress=lambda step, loss, stage=stage: tell(stage.name, step, stage.loop.steps, loss),  # type: ignore[misc]
         )  # fmt: skip
         if not log.done:

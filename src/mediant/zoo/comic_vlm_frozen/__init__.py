@@ -1,0 +1,1 @@
+"""comic-vlm's twin, whose eyes learned first and never again."""
