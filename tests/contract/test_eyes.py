@@ -10,7 +10,7 @@ from torch import Tensor
 from eyes import BUILDERS, noise, vision_subject
 from mediant.core import Site, Span
 from mediant.core.errors import ImageError, RegionError, SubjectError, TaskError
-from mediant.interventions import edit, record, replay, run, zero
+from mediant.interventions import branch, edit, record, replay, run, zero
 from mediant.subject import Batch, load, wrap
 from mediant.subject.families import FAMILIES
 from mediant.subject.regions import Cell
@@ -140,6 +140,25 @@ def test_a_replayed_edit_is_the_edit_of_a_full_forward(family):
         assert torch.allclose(replay(recording, change).last, run(vlm, batch, change).last, atol=1e-5), site
     twice = replay(recording, zero("head_z.0.2", "image"), times=2).last
     assert torch.allclose(twice[:2], twice[2:], atol=1e-6)
+
+
+@pytest.mark.parametrize("family", [name for name in BUILDERS if name != "gemma3"])
+def test_a_question_branched_off_another_is_its_full_forward(family):
+    """The image gives later tokens positions that are not their columns."""
+    vlm = vision_subject(family)
+    image = noise(40, 96)
+    base, source = (vlm.look([image], [f"what happens in the {k} panel ?"]) for k in ("first", "third"))
+    column = int((base.ids != source.ids).nonzero()[0, 1])
+    assert column > max(base.images[0].columns)
+    places = [("resid_post.1", "all"), ("head_z.0.2", "last")]
+    got = branch(record(vlm, base), source, column, capture=places)
+    want = run(vlm, source, capture=places)
+    assert torch.allclose(got.last, want.last, atol=1e-5)
+    assert not torch.allclose(got.last, run(vlm, base).last, atol=1e-5)
+    for place in places:
+        assert int(got.captured[place].cols.min()) >= column
+        same = want.captured[place].select(got.captured[place].rows, got.captured[place].cols)
+        assert torch.allclose(got.captured[place].values, same.values, atol=1e-5)
 
 
 @families

@@ -47,6 +47,11 @@ class Activation:
         """Mean over all captured tokens (token-agnostic mean ablation)."""
         return self.values.mean(0)
 
+    def since(self, column: int) -> "Activation":
+        """The entries from a column on."""
+        later = self.cols >= column
+        return Activation(self.values[later], self.rows[later], self.cols[later])
+
     def select(self, rows: Int[Tensor, " m"], cols: Int[Tensor, " m"]) -> "Activation":
         """The entries at some tokens.
 

@@ -22,7 +22,7 @@ from mediant.core.errors import EditError, SubjectError
 from mediant.core.site import Site
 from mediant.core.span import Span
 from mediant.interventions.edits import Edit
-from mediant.interventions.execute import Output, Place, edit
+from mediant.interventions.execute import Captured, Output, Place, edit, run
 from mediant.subject import Batch, Subject
 from mediant.subject.subject import Window
 
@@ -156,12 +156,16 @@ def branch(
 ) -> Output:
     """Run another batch that agrees with the recorded one before `column`, computing only the columns from there.
 
-    Captures hold the columns from `column` on.
+    Captures hold the columns from `column` on. Prompts with images are computed whole: what the model makes of them before its
+    first layer (their positions, in several dimensions) cannot be taken up in the middle.
     """
     recording.require_same_contexts()
     subject = recording.subject
     places: list[Place] = [(Site.parse(s) if isinstance(s, str) else s, Span.of(p)) for s, p in capture]
     column = min(column, batch.n_cols - keep)
+    if batch.inputs:
+        whole = run(subject, batch, capture=places, keep=keep)
+        return Output(whole.logits, Captured({place: found.since(column) for place, found in whole.captured.items()}), [])
     cache = _cropped(recording, 0, column, 1)
     subject.work.token_layers += batch.n_rows * (batch.n_cols - column) * subject.shape.n_layers
     with subject.reading(batch), edit(subject, capture=places) as active:

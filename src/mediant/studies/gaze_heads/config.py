@@ -61,6 +61,9 @@ class Config(AskingConfig):
     )
     draws: int = Field(5, ge=1, description="Random head sets behind each random control.")
     n_dynamic: int = Field(24, ge=0, description="Test strips narrated with a schedule of panels; 0 leaves the part out.")
+    n_carriers: int = Field(
+        12, ge=0, description="Test strips on which is patched what carries the panel asked for; 0 leaves the part out."
+    )
     n_regions: int = Field(40, ge=0, description="Pictures whose regions are looked at; 0 leaves the part out.")
     regions: str = Field(
         "drawn",

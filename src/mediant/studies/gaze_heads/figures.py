@@ -9,7 +9,7 @@ from mediant.measures.intervals import wilson
 from mediant.report.figures import ACCENT, MUTED, SECOND, Line, Point, curves, intervals, share_maps
 from mediant.report.page import Framed, Page, Section, Table, number
 from mediant.runs.folder import Json
-from mediant.studies.gaze_heads import task
+from mediant.studies.gaze_heads import carriers, task
 from mediant.studies.gaze_heads.config import TITLE
 from mediant.studies.gaze_heads.study import Findings
 from mediant.subject import Subject
@@ -37,7 +37,7 @@ def page(result: Result, found: Findings, subject: Subject) -> Page:
         *([(number(m["dynamic_spearman"].value), "schedule against narration, Spearman")] if "dynamic_spearman" in m else []),
     ]
     sections = [_shown(found), _scores(found), _matrices(found), _sweep(found), _bars(m), *_dynamic(found)]
-    sections += [*_regions(found, m), _path(found), _reading(found), _answers(found)]
+    sections += [*_regions(found, m), *_carriers(found), _path(found), _reading(found), _answers(found)]
     return Page(f"{TITLE}: {subject.name}", lead, result, sections, headline)
 
 
@@ -191,6 +191,37 @@ def _regions(found: Findings, m: dict[str, Measure]) -> list[Section]:
         "turned to the framed thing. Sizes are COCO's classes; a small thing may have no image token of its own."
     )
     return [Section("Other pictures, other regions", text, images=images, figure=intervals(points, unit="share named"))]
+
+
+def _carriers(found: Findings) -> list[Section]:
+    """Where the panel that is asked for is known, and which heads move it."""
+    shares = carriers.by_set(found.carriers, found.config.seed)
+    if not shares:
+        return []
+    labels = {name.strip("_") or "gaze": label for name, label in CONDITIONS.items()}
+    points = [
+        Point(labels.get(name, f"{name}, other heads"), one.value, *one.ci95, ACCENT if name == "gaze" else MUTED)
+        for name, one in shares.items()
+        if name in labels or name.startswith("layer ")
+    ]
+    where = carriers.streams(found.carriers)
+    maps = share_maps(
+        [("residual streams", np.clip(where, 0, None))],
+        list(carriers.SPANS.values()), [str(layer) for layer in range(len(where))], row_title="after layer",
+    )  # fmt: skip
+    text = (
+        "Nothing is turned here. Two questions about one strip name different panels; values of the second run are put into the "
+        f"first ({shares['gaze'].n} pairs), and what counts is how far the answer's first token moves from the one caption to "
+        "the other. Heads that pass on the word in the question count as much as heads that look at the picture: they lie in the "
+        "layers before the last token knows the panel (next figure). All other heads of a layer are the paths that the gaze "
+        "heads leave open."
+    )
+    return [
+        Section("Which paths carry the panel", text, figure=intervals(points, unit="share of the effect")),
+        Section(
+            "Where the panel is known", "The same share for whole residual streams, one layer and place at a time.", figure=maps
+        ),
+    ]
 
 
 def _path(found: Findings) -> Section:

@@ -15,6 +15,7 @@ from mediant.measures.intervals import Array, Estimate, estimate, mean_over_draw
 from mediant.measures.judges import same_text
 from mediant.runs.folder import Json
 from mediant.search.gaze import GazeScores
+from mediant.studies.gaze_heads import carriers
 from mediant.studies.gaze_heads.config import Config
 from mediant.studies.gaze_heads.method import HeadSets, spearman
 from mediant.tasks.regions import SIZES
@@ -154,6 +155,20 @@ class Measuring:
             found[f"dynamic_junk{tail}"] = self.per_draw(
                 junk, lambda r: r["junk"], f"share of segments that are junk; {HEADS[name]}"
             )
+        return found
+
+    def carriers(self, records: Sequence[Json]) -> dict[str, Measure]:
+        """How much of the panel that is asked for each set of heads carries."""
+        shares, found = carriers.by_set(records, self.config.seed), {}
+        for name, who in HEADS.items():
+            told = (
+                "share of the effect of naming another panel, on the logits of the two captions' first tokens, that is had by "
+                f"giving these heads alone the values of the other question (natural indirect over total effect); {who}"
+            )
+            one = measure(shares[name], told) if shares else missing("no two captions of a strip begin differently", told)
+            tail = "" if name == "gaze" else f"_{name}"
+            control = {"control": f"panel_share_carried{CONTROL}"} if name == "gaze" else {}
+            found[f"panel_share_carried{tail}"] = one.model_copy(update=control)
         return found
 
     def regions(self, looked: Mapping[str, Sequence[Sequence[Json]]], baseline: Sequence[Json]) -> dict[str, Measure]:

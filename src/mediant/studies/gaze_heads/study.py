@@ -13,7 +13,7 @@ from mediant.measures.panel_judge import PanelJudge
 from mediant.runs.engine import LocalEngine, WorkItem
 from mediant.runs.folder import Json, RunFolder
 from mediant.search.gaze import GazeScores
-from mediant.studies.gaze_heads import method, task
+from mediant.studies.gaze_heads import carriers, method, task
 from mediant.studies.gaze_heads.config import NAME, Config
 from mediant.studies.gaze_heads.measures import Measuring, Steered, looks, shares
 from mediant.studies.gaze_heads.method import HeadSets, SiteSet
@@ -59,6 +59,7 @@ class Findings:
     verdicts: dict[str, list[list[Json]]]
     narrations: dict[str, list[list[Json]]]
     regions: Steered | None
+    carriers: list[Json]
     path: Json
     reading: Json
 
@@ -127,6 +128,8 @@ def _measures(found: Findings) -> dict[str, Measure]:
     if found.verdicts:
         measures |= measuring.judged("vqa_redirect", found.answers, found.verdicts, config.endpoint_model)
     measures |= measuring.dynamic(found.narrations)
+    if found.carriers:
+        measures |= measuring.carriers(found.carriers)
     if found.regions is not None:
         measures |= measuring.regions(found.regions.answers, found.regions.baseline)
     return measures
@@ -167,6 +170,7 @@ class _Run:
         verdicts = self._judged(test, answers)
         narrations = self._narrations(test[: config.n_dynamic], sets, chosen.beta)
         regions = self._regions(sets, chosen.beta)
+        carried = self._carriers(test[: config.n_carriers], sets)
         control = sets.layer_matched[0] or sets.bottom
         path = self._once(
             "trajectory",
@@ -190,6 +194,7 @@ class _Run:
             verdicts,
             narrations,
             regions,
+            carried,
             path,
             reading,
         )
@@ -316,6 +321,13 @@ class _Run:
             "regions",
         )
         return Steered({key: [one["answers"] for one in draws] for key, draws in found.items()}, baseline)
+
+    def _carriers(self, strips: Sequence[PanelStrip], sets: HeadSets) -> list[Json]:
+        who = sets.named() | carriers.layer_sets(sets.every, sets.top)
+        items = [
+            WorkItem(f"carriers/{strip.id}", _later(carriers.carried, self.subject, strip, self.config, who)) for strip in strips
+        ]
+        return self.engine.map(self.folder, items, title="what carries the panel")
 
     def _by_condition(self, title: str, sets: HeadSets, compute: Callable[[SiteSet], Json], name: str) -> dict[str, list[Json]]:
         """One work item per head set and draw."""
