@@ -226,7 +226,8 @@ def vision_subject(name: str = "qwen3-vl", *, seed: int = 0, attention: str = "s
     from mediant.subject.families import family_of
 
     sight = family_of(model.config.model_type).sight
-    found = wrap(model, tokenizer(sight.placeholders[0]), pixels, name=f"tiny-{name}")
+    placeholder = sight.film.placeholder if sight.film else sight.placeholders[0]
+    found = wrap(model, tokenizer(placeholder), pixels, name=f"tiny-{name}")
     assert isinstance(found, VisionSubject)
     return found
 

@@ -19,10 +19,24 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Cell:
-    """What one image token sees: a box in pixels of the original image, or None for a token without a place of its own."""
+    """What one image token sees: a box in pixels of the original image, or None for a token without a place of its own.
+
+    Attributes:
+        frames: in a video, the first frame it sees and the one after the last.
+    """
 
     box: Box | None
     view: int = 0
+    frames: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A box for some time: the frames of a video from `first` up to and without `stop`."""
+
+    box: Box
+    first: int
+    stop: int
 
 
 def grid(box: Box, rows: int, columns: int, *, view: int = 0) -> list[Cell]:
@@ -63,16 +77,18 @@ class RegionMap:
         if len(self.cells) != len(self.columns):
             raise RegionError(f"{len(self.cells)} cells but {len(self.columns)} image tokens")
 
-    def within(self, box: Box, *, nearest: bool = False) -> tuple[int, ...]:
-        """Columns of the tokens whose middle lies in a closed box, over all views.
+    def within(self, region: Box | Clip, *, nearest: bool = False) -> tuple[int, ...]:
+        """Columns of the tokens whose middle lies in a closed box, over all views; for a clip, those that see one of its frames.
 
         Args:
             nearest: where there are none, take the token nearest to the box's middle in each view.
 
         Raises:
-            RegionError: the box is turned inside out, outside the image, or holds no token's middle.
+            RegionError: the box is turned inside out, outside the image, or holds no token's middle; no token sees these frames.
         """
-        left, top, right, bottom = self._checked(box)
+        if isinstance(region, Clip):
+            return self._during(region).within(region.box, nearest=nearest)
+        left, top, right, bottom = self._checked(region)
         middles = self._middles()
         found = tuple(c for c, _, (x, y) in middles if left <= x <= right and top <= y <= bottom)
         if found:
@@ -82,8 +98,8 @@ class RegionMap:
         if nearest and best:
             return tuple(sorted(best.values()))
         raise RegionError(
-            f"the box {_shown(box)} holds no image token's middle; tokens of this {self.width} x {self.height} image see about "
-            f"{self._cell_size()} pixels: choose a larger box, or take the nearest token"
+            f"the box {_shown(region)} holds no image token's middle; tokens of this {self.width} x {self.height} image see "
+            f"about {self._cell_size()} pixels: choose a larger box, or take the nearest token"
         )
 
     def covering(self, mask: Sequence[Sequence[bool]]) -> tuple[int, ...]:
@@ -107,6 +123,20 @@ class RegionMap:
     def shifted(self, by: int) -> "RegionMap":
         """The same tokens in a row that begins with `by` columns of padding."""
         return RegionMap(self.width, self.height, self.cells, tuple(column + by for column in self.columns))
+
+    def _during(self, clip: Clip) -> "RegionMap":
+        """The tokens that see a frame of the clip."""
+        kept = [
+            (cell, column)
+            for cell, column in zip(self.cells, self.columns, strict=True)
+            if cell.frames is not None and cell.frames[0] < clip.stop and clip.first < cell.frames[1]
+        ]
+        if not kept or clip.first >= clip.stop:
+            last = max((cell.frames[1] for cell in self.cells if cell.frames is not None), default=0)
+            raise RegionError(
+                f"no image token sees frames {clip.first} to {clip.stop - 1}; this video has frames 0 to {last - 1}"
+            )
+        return RegionMap(self.width, self.height, *map(tuple, zip(*kept, strict=True)))
 
     def _middles(self) -> list[tuple[int, int, tuple[float, float]]]:
         return [

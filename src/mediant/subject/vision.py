@@ -23,7 +23,8 @@ from torch import Tensor
 from mediant.core.errors import ImageError, SubjectError, TaskError
 from mediant.subject.batch import Batch, Tokens, collate
 from mediant.subject.families.sight import Piece, ProcessedImage, Sight
-from mediant.subject.regions import Box, Cell, RegionMap
+from mediant.subject.footage import Footage
+from mediant.subject.regions import Box, Cell, Clip, RegionMap
 from mediant.subject.subject import Subject
 
 if TYPE_CHECKING:
@@ -83,15 +84,65 @@ class VisionSubject(Subject):
         maps: list[RegionMap] = []
         for i, (image, question) in enumerate(zip(pixels, questions, strict=True)):
             pieces = self._pieces(image, outputs, i)
-            tokens, seen = self._prompt(image, pieces, question, answers[i] if answers else "")
-            spans = {name: seen.within(box, nearest=nearest) for name, box in (regions[i] if regions else {}).items()}
-            rows.append(Tokens(tokens.ids, {"image": seen.columns, **spans}, tokens.text, tokens.n_continuation))
+            text = self._templated(question, pieces, self.image_token_id, self.sight.placeholders)
+            tokens, seen = self._prompt(text, pieces, self.image_token_id, image.shape, answers[i] if answers else "")
+            rows.append(_named(tokens, seen, regions[i] if regions else {}, nearest=nearest))
             maps.append(seen)
+        inputs = {name: self._as_input(outputs[name]) for name in self.sight.inputs if name in outputs}
+        return self._collated(rows, maps, inputs)
+
+    def watch(
+        self,
+        videos: "Sequence[Sequence[Pixels | PILImage | str | Path]]",
+        questions: Sequence[str],
+        *,
+        fps: float = 2.0,
+        regions: Sequence[Mapping[str, Box | Clip]] = (),
+        answers: Sequence[str] = (),
+    ) -> Batch:
+        """One prompt per video and question, as `look` makes one per image.
+
+        A video is its frames, all of one size. Each is prepared as an image is, so the smaller budget of pixels that published
+        video processors have is the caller's to keep: give smaller frames. An odd frame at the end counts twice.
+
+        Args:
+            fps: frames per second of what is given, not of the original.
+            regions: boxes, which hold over all frames, or clips, which hold for some.
+
+        Raises:
+            SubjectError: the family sees stills alone.
+            ImageError: no frames, frames of several sizes, or one that cannot be read.
+            RegionError: a box or clip without image tokens.
+        """
+        film = self.sight.film
+        if film is None:
+            raise SubjectError(f"family {self.family.name} is not adapted for videos here: ask about single frames with `look`")
+        if len(videos) != len(questions) or (regions and len(regions) != len(videos)) or not videos or not fps > 0:
+            raise TaskError(
+                f"expected as many questions (and regions) as videos and frames per second above 0, got {len(videos)}, "
+                f"{len(questions)}, {len(regions)} and {fps}"
+            )
+        token = int(getattr(self.model.config, film.token_id))
+        moments = int(self.image_processor.temporal_patch_size)
+        shot = [Footage.of([as_pixels(frame) for frame in video], self._processed, moments=moments) for video in videos]
+        rows: list[Tokens] = []
+        maps: list[RegionMap] = []
+        for i, (footage, question) in enumerate(zip(shot, questions, strict=True)):
+            pieces = film.pieces(self._as_processed(footage.frames[0], footage.outputs, 0), footage.groups, fps)
+            text = self._templated(question, pieces, token, (film.placeholder,))
+            tokens, seen = self._prompt(text, pieces, token, footage.frames[0].shape, answers[i] if answers else "")
+            rows.append(_named(tokens, seen, regions[i] if regions else {}))
+            maps.append(seen)
+        patches, grids = torch.cat([footage.patches for footage in shot]), torch.stack([footage.grid for footage in shot])
+        return self._collated(rows, maps, film.inputs(self.model.config, patches.to(self.dtype), grids, fps))
+
+    def _collated(self, rows: Sequence[Tokens], maps: Sequence[RegionMap], inputs: Mapping[str, Tensor]) -> Batch:
         batch = collate(rows, pad_id=self.pad_id)
         placed = tuple(seen.shifted(shift) for seen, shift in zip(maps, batch.start, strict=True))
         marks = {self.sight.marks: self._marked(batch)} if self.sight.marks else {}
-        inputs = {name: self._as_input(outputs[name]) for name in self.sight.inputs if name in outputs} | marks
-        made = Batch(batch.ids, batch.mask, batch.spans, batch.start, batch.stop, batch.texts, images=placed, inputs=inputs)
+        made = Batch(
+            batch.ids, batch.mask, batch.spans, batch.start, batch.stop, batch.texts, images=placed, inputs={**inputs, **marks}
+        )
         return made.to(self.device)
 
     def answer(self, image: "Pixels | PILImage | str | Path", question: str, *, max_new_tokens: int = 40) -> str:
@@ -126,47 +177,59 @@ class VisionSubject(Subject):
         return outputs
 
     def _pieces(self, image: Pixels, outputs: Mapping[str, Any], index: int) -> Sequence[Piece]:
-        height, width = image.shape[:2]
-        made = ProcessedImage(height, width, self.model.config, self.image_processor, outputs, index, self.tokenizer)
-        return self.sight.pieces(made)
+        return self.sight.pieces(self._as_processed(image, outputs, index))
 
-    def _prompt(self, image: Pixels, pieces: Sequence[Piece], question: str, answer: str) -> tuple[Tokens, RegionMap]:
+    def _as_processed(self, image: Pixels, outputs: Mapping[str, Any], index: int) -> ProcessedImage:
+        height, width = image.shape[:2]
+        return ProcessedImage(height, width, self.model.config, self.image_processor, outputs, index, self.tokenizer)
+
+    def _prompt(
+        self, prompt: tuple[str, bool], pieces: Sequence[Piece], token_id: int, shape: tuple[int, ...], answer: str
+    ) -> tuple[Tokens, RegionMap]:
         """Tokens of one prompt, and where its image tokens are."""
-        token = str(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
-        if token in question:
-            raise TaskError(f"a question may not contain the image token {token!r}")
-        expanded = "".join(token if isinstance(piece, Cell) else piece for piece in pieces)
-        text, bare = self._templated(question, expanded)
+        text, bare = prompt
         ids: list[int] = list(self.tokenizer(text, add_special_tokens=bare)["input_ids"])
         more: list[int] = list(self.tokenizer(answer, add_special_tokens=False)["input_ids"]) if answer else []
         cells = tuple(piece for piece in pieces if isinstance(piece, Cell))
-        columns = tuple(i for i, each in enumerate(ids) if each == self.image_token_id)
+        columns = tuple(i for i, each in enumerate(ids) if each == token_id)
         if len(columns) != len(cells):
             raise SubjectError(
                 f"family {self.family.name} expects {len(cells)} image tokens, the prompt has {len(columns)}: the tokenizer of "
-                f"{self.name} does not keep {token!r} as one token"
+                f"{self.name} does not keep {self.tokenizer.convert_ids_to_tokens(token_id)!r} as one token"
             )
-        return Tokens([*ids, *more], {}, text, len(more)), RegionMap(image.shape[1], image.shape[0], cells, columns)
+        return Tokens([*ids, *more], {}, text, len(more)), RegionMap(shape[1], shape[0], cells, columns)
 
-    def _templated(self, question: str, image: str) -> tuple[str, bool]:
+    def _templated(self, question: str, pieces: Sequence[Piece], token_id: int, placeholders: Sequence[str]) -> tuple[str, bool]:
         """The prompt's text, and whether special tokens are still to be added: a chat template brings its own."""
+        token = str(self.tokenizer.convert_ids_to_tokens(token_id))
+        if token in question:
+            raise TaskError(f"a question may not contain the image token {token!r}")
+        image = "".join(token if isinstance(piece, Cell) else piece for piece in pieces)
         if not getattr(self.tokenizer, "chat_template", None):
             return _PLAIN.format(image=image, question=question), True
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
         text = str(self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
-        for placeholder in self.sight.placeholders:
+        for placeholder in placeholders:
             if text.count(placeholder) == 1:
                 return text.replace(placeholder, image), False
         raise SubjectError(
-            f"the chat template of {self.name} does not leave {' or '.join(self.sight.placeholders)} exactly once for an image"
+            f"the chat template of {self.name} does not leave {' or '.join(placeholders)} exactly once for an image"
         )
 
     def _marked(self, batch: Batch) -> Tensor:
-        return (batch.ids == self.image_token_id).long()
+        marks = (batch.ids == self.image_token_id).long()
+        if self.sight.film is not None:
+            marks[batch.ids == int(getattr(self.model.config, self.sight.film.token_id))] = self.sight.film.mark
+        return marks
 
     def _as_input(self, value: Any) -> Tensor:
         tensor = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+
+def _named(tokens: Tokens, seen: RegionMap, regions: Mapping[str, Box | Clip], *, nearest: bool = False) -> Tokens:
+    spans = {name: seen.within(region, nearest=nearest) for name, region in regions.items()}
+    return Tokens(tokens.ids, {"image": seen.columns, **spans}, tokens.text, tokens.n_continuation)
 
 
 def as_pixels(image: "Pixels | PILImage | str | Path") -> Pixels:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from mediant.subject.regions import Cell
 
 Piece = str | Cell
@@ -35,6 +37,26 @@ class ProcessedImage:
 
 
 @dataclass(frozen=True)
+class Film:
+    """How a family sees frames of a video.
+
+    Attributes:
+        placeholder: what chat templates leave where an image goes, with its marks; all of it is replaced.
+        pieces: from the first frame as processed, the frames that share tokens as (first, stop), and frames per second: text and
+            a cell for every token.
+        token_id: name in the model's configuration of the token that features are put in place of.
+        inputs: the model's inputs from all frames' patches, their grids (time, height, width), and frames per second.
+        mark: value of `Sight.marks` at these tokens.
+    """
+
+    placeholder: str
+    pieces: Callable[[ProcessedImage, Sequence[tuple[int, int]], float], Sequence[Piece]]
+    inputs: Callable[[Any, Tensor, Tensor, float], Mapping[str, Tensor]]
+    token_id: str = "video_token_id"  # noqa: S105 - a name in a configuration
+    mark: int = 2
+
+
+@dataclass(frozen=True)
 class Sight:
     """One family's eyes.
 
@@ -45,6 +67,7 @@ class Sight:
         marks: name of the model input that is 1 at image tokens, 0 elsewhere; empty for none.
         nested: whether the processor wants a list of images per prompt.
         options: what the processor is told at every call.
+        film: how it sees videos; None for families that see stills alone.
     """
 
     placeholders: tuple[str, ...]
@@ -53,6 +76,7 @@ class Sight:
     marks: str = ""
     nested: bool = False
     options: Mapping[str, Any] | None = None
+    film: Film | None = None
 
 
 def special(tokenizer: Any, name: str, fallback: str) -> str:
