@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mediant.core.span import Span
-from mediant.interventions.attention_function import attention_logits
+from mediant.interventions.attention_function import attention_logits, logits_of
 from mediant.subject import Batch, Subject
 
 if TYPE_CHECKING:
@@ -47,10 +47,11 @@ class Call:
         """One head, or all of them."""
         return list(range(self.query.shape[1])) if head is None else [head]
 
-    def logits(self, heads: "Sequence[int]", rows: Int[Tensor, " row"]) -> Float[Tensor, "batch head row key"]:
-        """Attention logits of some heads and query rows, in float32; keys a query may not see are minus infinity."""
+    def logits(self, heads: "Sequence[int]", rows: Int[Tensor, " row"] | None = None) -> Float[Tensor, "batch head row key"]:
+        """Attention logits of some heads and query rows (or all), in float32; keys a query may not see are minus infinity."""
         if self.query.shape[2] == 1:
             return self._row_logits(heads)
+        rows = torch.arange(self.query.shape[2], device=self.query.device) if rows is None else rows
         keys = self.key[:, [h // self.group for h in heads]]
         return attention_logits(
             self.query[:, list(heads)][:, :, rows], keys, self.mask, scaling=self.scaling, softcap=self.softcap, rows=rows,
@@ -67,14 +68,10 @@ class Call:
 
     def _row_logits(self, heads: "Sequence[int]") -> Float[Tensor, "batch head 1 key"]:
         """Logits of the only row there is, head by head: choosing several heads at once would copy all their keys."""
-        one = [
-            attention_logits(
-                self.query[:, h : h + 1], self.key[:, h // self.group, None], self.mask, scaling=self.scaling,
-                softcap=self.softcap, n_queries=1,
-            )
-            for h in heads
-        ]  # fmt: skip
-        return torch.cat(one, 1)
+        wide = torch.promote_types(self.query.dtype, torch.float32)
+        one = [self.key[:, h // self.group].to(wide) @ self.query[:, h, 0, :, None].to(wide) for h in heads]
+        scaling = self.query.shape[-1] ** -0.5 if self.scaling is None else self.scaling
+        return logits_of(torch.stack(one, 1).mT, self.mask, scaling=scaling, softcap=self.softcap, rows=None, n_queries=1)
 
     def span_rows(self, span: Span) -> Bool[Tensor, "batch query"]:
         """Which query rows of this call a span covers."""

@@ -58,21 +58,37 @@ def attention_logits(
         rows, n_queries: where only some query rows of a call are given, which ones of how many.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
-    scores = (query.to(wide) @ key.to(wide).mT) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return logits_of(
+        query.to(wide) @ key.to(wide).mT, mask, scaling=scaling, softcap=softcap, rows=rows, n_queries=n_queries or query.shape[2]
+    )
+
+
+def logits_of(
+    scores: Float[Tensor, "batch head query key"],
+    mask: Tensor | None,
+    *,
+    scaling: float,
+    softcap: float | None,
+    rows: Tensor | None,
+    n_queries: int,
+) -> Float[Tensor, "batch head query key"]:
+    """Products of queries and keys, scaled, capped and closed where a query may not see a key; see `attention_logits`."""
+    scores = scores * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    if mask is None and (n_queries or query.shape[2]) == 1:
+    if mask is None and n_queries == 1:
         return scores
-    rows = torch.arange(query.shape[2], device=query.device) if rows is None else rows
+    rows = torch.arange(scores.shape[2], device=scores.device) if rows is None else rows
     if mask is None:
-        places = torch.arange(key.shape[2], device=query.device)
-        allowed = places <= (rows + key.shape[2] - (n_queries or query.shape[2]))[:, None]
+        places = torch.arange(scores.shape[3], device=scores.device)
+        allowed = places <= (rows + scores.shape[3] - n_queries)[:, None]
         return scores.masked_fill(~allowed, CLOSED)
-    mask = mask[:, :, rows, : key.shape[2]]
+    mask = mask[:, :, rows, : scores.shape[3]]
     if mask.dtype == torch.bool:
         return scores.masked_fill(~mask, CLOSED)
     closed = mask <= torch.finfo(mask.dtype).min / 2
-    return (scores + mask.to(wide)).masked_fill(closed, CLOSED)
+    return (scores + mask.to(scores.dtype)).masked_fill(closed, CLOSED)
 
 
 def _install(before: str, attend: Callable[..., Any]) -> str:

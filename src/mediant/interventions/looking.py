@@ -69,6 +69,7 @@ class _Bias:
     live: Bool[Tensor, " batch"]
     turn: tuple[int, ...]
     n_target: int
+    all_visible: Int[Tensor, ""]
 
 
 @dataclass(eq=False)
@@ -94,7 +95,7 @@ class Looking:
         self._known: tuple[Any, ...] = ()
         self._texts: dict[int, str] = {}
         self._last: list[str] = []
-        self._shown: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._shown: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
     def heads_of(self, layer: int) -> tuple[int, ...]:
         """The chosen heads of a layer, in the order of `Seen.after`."""
@@ -215,7 +216,8 @@ class Looking:
             down = torch.zeros_like(down)
         up = target if self.look.mode in ("boost_suppress", "boost") else torch.zeros_like(target)
         prompt = self.look.beta * (up.float() - down.float())
-        return _Bias(prompt, target, live, turn, int(target.sum()))
+        n_target = target.sum()
+        return _Bias(prompt, target, live, turn, int(n_target), n_target)
 
     def __call__(
         self, plain: AttentionFunction, module: nn.Module, *tensors: Tensor | None, **more: Any
@@ -231,7 +233,9 @@ class Looking:
     def _turned(self, call: Call, output: Tensor, heads: list[int], bias: _Bias) -> Tensor:
         """The output with the chosen heads' rows computed anew, a block of rows at a time."""
         n_rows, n_queries, n_keys = call.batch.n_rows, call.query.shape[2], call.key.shape[2]
-        target, _ = self._at_keys(call, bias)
+        if n_queries == 1 and not self._outer and not output.requires_grad and all(turn >= 0 for turn in bias.turn):
+            return self._spoken(call, output, heads, bias)
+        target, _, hit = self._at_keys(call, bias)
         block = max(1, _NUMBERS // (n_rows * len(heads) * n_keys))
         first = max(0, call.batch.n_cols - call.offset) if self.look.when == "decode" else 0
         output = output.clone() if output.requires_grad else output
@@ -248,7 +252,18 @@ class Looking:
                 new = torch.where(self._wanted(call, rows, bias)[:, :, None, None], new, part[:, :, heads])
             part[:, :, heads] = new
             if start + len(rows) == n_queries:
-                self._note(call, logits[:, :, -1], weights[:, :, -1], target, bias)
+                both = torch.cat([logits[:, :, -1:].softmax(-1), weights[:, :, -1:]], 1)
+                self._note(call, logits, both @ hit, target, bias)
+        return output
+
+    def _spoken(self, call: Call, output: Tensor, heads: list[int], bias: _Bias) -> Tensor:
+        """What `_turned` gives for the one row of a decode step, in as few operations as there can be."""
+        target, _, hit = self._at_keys(call, bias)
+        logits = call.logits(heads)
+        weights = torch.cat([logits, logits + self._added(logits, target, call)], 1).softmax(-1)
+        for j, head in enumerate(heads, start=len(heads)):
+            output[:, 0, head] = (weights[:, j].to(call.value.dtype) @ call.value[:, head // call.group])[:, 0]
+        self._note(call, logits, weights @ hit, target, bias)
         return output
 
     def _wanted(self, call: Call, rows: Int[Tensor, " row"], bias: _Bias) -> Bool[Tensor, "batch row"]:
@@ -267,7 +282,7 @@ class Looking:
         acts = self._wanted(call, rows, self._bias)
         if self.look.when == "decode":
             acts &= rows + call.offset >= call.batch.n_cols
-        target, _ = self._at_keys(call, self._bias)
+        target = self._at_keys(call, self._bias)[0]
         added = self._added(logits[:, mine], target, call)
         logits[:, mine] += added * acts[:, None, :, None]
         return logits
@@ -283,25 +298,27 @@ class Looking:
         # Where the target cannot be seen, or nothing else can, no bias changes the share.
         return shift.masked_fill(~(on.isfinite() & off.isfinite()), 0.0) * target[:, None, None]
 
-    def _at_keys(self, call: Call, bias: _Bias) -> tuple[Bool[Tensor, "batch key"], Float[Tensor, "batch 1 1 key"]]:
-        """Target and bias at this call's keys; layers that see the same keys share them."""
+    def _at_keys(
+        self, call: Call, bias: _Bias
+    ) -> tuple[Bool[Tensor, "batch key"], Float[Tensor, "batch 1 1 key"], Float[Tensor, "batch 1 key 1"]]:
+        """Target, bias, and the target as numbers, at this call's keys; layers that see the same keys share them."""
         n_keys, first = call.key.shape[2], call.key_offset
         if (n_keys, first) not in self._shown:
             target, added = (_padded(values[:, first : first + n_keys], n_keys) for values in (bias.target, bias.prompt))
             if self.look.mode == "max_suppress_all":
                 said = torch.arange(n_keys, device=added.device) + first >= call.batch.n_cols
                 added = added - self.look.beta * (said & bias.live[:, None])
-            self._shown[n_keys, first] = target, added[:, None, None]
+            self._shown[n_keys, first] = target, added[:, None, None], target.to(added.dtype)[:, None, :, None]
         return self._shown[n_keys, first]
 
-    def _note(self, call: Call, logits: Tensor, weights: Tensor, target: Tensor, bias: _Bias) -> None:
+    def _note(self, call: Call, logits: Tensor, masses: Tensor, target: Tensor, bias: _Bias) -> None:
+        """Keep the last row's shares of attention on the target, `masses` (batch, without then with the edit, 1, 1)."""
         step = call.offset + call.query.shape[2] - 1 - call.batch.n_cols
-        hit = target[:, None].to(weights.dtype)
-        before, after = (logits.softmax(-1) * hit).sum(-1), (weights * hit).sum(-1)
+        before, after = masses.detach()[:, :, 0, 0].chunk(2, 1)
         # Keys may be masked as well as dropped, and heads of a layer see the same ones. Nothing is read off the device here.
         hidden = call.mask is not None or call.key_offset > 0
-        visible = (target & logits[:, 0].isfinite()).sum() if hidden else torch.tensor(bias.n_target)
-        self.seen.append(Seen(call.layer, step, bias.turn, before.detach(), after.detach(), visible, bias.n_target))
+        visible = (target & logits[:, 0, -1].isfinite()).sum() if hidden else bias.all_visible
+        self.seen.append(Seen(call.layer, step, bias.turn, before, after, visible, bias.n_target))
 
 
 def _padded(values: Tensor, width: int) -> Tensor:
