@@ -28,8 +28,8 @@ if TYPE_CHECKING:
         Span,
         Task,
     )  # fmt: skip
-    from mediant.interventions import attention, edit, edits, record, replay, run
-    from mediant.search import patch
+    from mediant.interventions import Live, Look, Schedule, attention, edit, edits, looking, record, replay, run
+    from mediant.search import gaze, patch
     from mediant.subject import Subject, load, wrap
 
 __version__ = "0.1.0"
@@ -37,13 +37,14 @@ __version__ = "0.1.0"
 _HOME = {
     **dict.fromkeys(["AttentionEdge", "CircuitEdge", "Direction", "Measure", "Pair", "Prompt"], "core"),
     **dict.fromkeys(["Ranking", "Result", "Site", "Span", "Task"], "core"),
-    **dict.fromkeys(["edit", "record", "replay", "run"], "interventions"),
+    **dict.fromkeys(["Live", "Look", "Schedule", "edit", "looking", "record", "replay", "run"], "interventions"),
     **dict.fromkeys(["Subject", "load", "wrap"], "subject"),
     "patch": "search",
 }
 _MODULES = {
     "attention": "interventions.attention",
     "edits": "interventions.edits",
+    "gaze": "search.gaze",
     **{n: n for n in ("interventions", "measures", "report", "runs", "search", "studies", "subject", "tasks", "training")},
 }
 
@@ -51,11 +52,14 @@ __all__ = [
     "AttentionEdge",
     "CircuitEdge",
     "Direction",
+    "Live",
+    "Look",
     "Measure",
     "Pair",
     "Prompt",
     "Ranking",
     "Result",
+    "Schedule",
     "Site",
     "Span",
     "Subject",
@@ -63,8 +67,10 @@ __all__ = [
     "attention",
     "edit",
     "edits",
+    "gaze",
     "interventions",
     "load",
+    "looking",
     "measures",
     "patch",
     "record",

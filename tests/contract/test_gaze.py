@@ -1,11 +1,13 @@
 """Turning heads, in every family with eyes: nothing without heads, the wanted mass with them, nothing afterwards."""
 
+import sys
+
 import pytest
 import torch
 
 from eyes import BUILDERS, noise, vision_subject
 from mediant.core import AttentionEdge, Site, Span
-from mediant.core.errors import EditError, EditNeverFired, OutOfRange, UnknownName
+from mediant.core.errors import EditError, EditNeverFired, OutOfRange, RegionError, UnknownName
 from mediant.interventions import run
 from mediant.interventions.attention import Rows, attending, cut
 from mediant.interventions.attention_function import replacing_attention
@@ -156,7 +158,7 @@ def test_a_head_in_a_long_prompt_is_steered_in_every_row(monkeypatch):
     batch = two_rows(vlm)
     with looking(vlm, Look(HEADS, "one", beta=2.0)):
         at_once = run(vlm, batch).last
-    monkeypatch.setattr("mediant.interventions.looking._NUMBERS", 500)
+    monkeypatch.setattr(sys.modules[Look.__module__.replace("look", "looking")], "_NUMBERS", 500)
     with looking(vlm, Look(HEADS, "one", beta=2.0)):
         in_blocks = run(vlm, batch).last
     assert torch.allclose(at_once, in_blocks, atol=1e-6)
@@ -245,6 +247,24 @@ def test_a_window_that_has_dropped_the_target_is_reported():
     assert gaze.reach()[0] == 0.0
 
 
+@families
+def test_a_region_may_stand_for_the_span_of_its_tokens(family):
+    vlm = vision_subject(family)
+    box = (24.0, 0.0, 60.0, 48.0)
+    batch = vlm.look([noise(48, 96), noise(48, 96, 1)], [QUESTION] * 2, regions=[{"one": box}] * 2)
+    with looking(vlm, Look(HEADS, "one")):
+        named = vlm.generate(batch, max_new_tokens=3, stop_at_eos=False)
+    with looking(vlm, Look(HEADS, box)) as gaze:
+        assert vlm.generate(batch, max_new_tokens=3, stop_at_eos=False).tolist() == named.tolist()
+    # Sliding layers of Gemma forget the image.
+    assert gaze.mass(box) > (0.6 if family == "gemma3" else 0.99)
+    assert gaze.firings()[0].label == f"look at {box} with 3 heads"
+    turns = Schedule(("one", (48.0, 0.0, 72.0, 48.0)), (0, 1))
+    with looking(vlm, Look(HEADS, turns, when="decode")) as gaze:
+        vlm.generate(batch, max_new_tokens=4, stop_at_eos=False)
+    assert [firing.forwards for firing in gaze.firings()] == [1, 2]
+
+
 def test_wrong_requests_are_refused():
     vlm = vision_subject()
     batch = two_rows(vlm)
@@ -260,6 +280,10 @@ def test_wrong_requests_are_refused():
         looking(vlm, Look((Site("resid_post", 0),), "one")).__enter__()
     with pytest.raises(UnknownName, match=r"unknown span 'onne'.*'one'"), looking(vlm, Look(HEADS, "onne")):
         run(vlm, batch)
+    with pytest.raises(RegionError, match="lies outside the image"), looking(vlm, Look(HEADS, (200.0, 0.0, 240.0, 9.0))):
+        run(vlm, batch)
+    with pytest.raises(RegionError, match="without images have no region"), looking(vlm, Look(HEADS, (0.0, 0.0, 9.0, 9.0))):
+        run(vlm, vlm.encode(["what is here ?"]))
     with pytest.raises(EditNeverFired, match="starts later"), looking(vlm, Look(HEADS, "one", when="decode")):
         run(vlm, batch)
 

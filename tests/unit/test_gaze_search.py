@@ -7,7 +7,8 @@ import torch
 from eyes import noise, vision_subject
 from mediant.core import Site
 from mediant.core.errors import TaskError
-from mediant.search.gaze import GazeScores, attention_on, elbow
+from mediant.search.gaze import GazeScores, attention_on, elbow, find
+from mediant.tasks import strips
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -29,6 +30,21 @@ def test_masses_and_spread_are_those_of_the_full_attention():
             image = full[row, :, -1, list(batch.spans[row]["image"])].double()
             share = image / image.sum(-1, keepdim=True)
             assert np.allclose(spread[row, layer], -(share * share.log()).sum(-1).numpy(), atol=1e-4)
+
+
+def test_heads_are_found_on_strips_question_by_question():
+    vlm = vision_subject()
+    one, two = (strips.build(f"strip {i}", [noise(64, 64, 2 * i), noise(64, 64, 2 * i + 1)], height=64) for i in (0, 1))
+    found = find(vlm, [one, two], "what happens in the {k} panel ?")
+    assert found.mass.shape == (2, 2, vlm.shape.n_layers, vlm.shape.n_heads, 2)
+    regions = {"a": two.boxes[0], "b": two.boxes[1]}
+    batch = vlm.look([two.pixels] * 2, [f"what happens in the {k} panel ?" for k in ("first", "second")], regions=[regions] * 2)
+    mass, spread = attention_on(vlm, batch, ["a", "b"])
+    assert np.allclose(found.mass[1], mass, atol=1e-6)
+    assert np.allclose(found.spread[1], spread, atol=1e-6)
+    for wrong in ([], [one, strips.build("three", [noise(64, 64)] * 3)]):
+        with pytest.raises(TaskError, match="same number of panels"):
+            find(vlm, wrong)
 
 
 def planted(mass: dict[tuple[int, int], list[list[float]]], spread: dict[tuple[int, int], float] | None = None) -> GazeScores:

@@ -23,6 +23,7 @@ from mediant.studies.provenance import provenance, versions
 from mediant.studies.runner import Order, carry_out
 from mediant.subject import Subject, wrap
 from mediant.tasks import catalogue as task_catalogue
+from mediant.tasks import foreign
 
 CARDS = list(studies().values())
 PRESETS = [(card, preset) for card in CARDS for preset in card.presets]
@@ -71,7 +72,11 @@ def test_every_setting_is_described_in_a_sentence(card):
 def test_every_preset_runs_the_study_it_is_for_on_a_task_that_exists():
     for card, preset in PRESETS:
         config = card.configure(preset, {})
-        assert config.data == "drawn" if card.name == "gaze-heads" else config.task in task_catalogue.TASKS
+        if card.name == "gaze-heads":
+            assert config.data == "drawn" or config.data in foreign.SETS
+            assert config.regions == "drawn" or config.regions in foreign.SETS
+        else:
+            assert config.task in task_catalogue.TASKS
 
 
 def test_settings_cannot_be_changed_after_they_are_checked():

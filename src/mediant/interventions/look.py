@@ -14,9 +14,12 @@ from typing import Literal, get_args
 
 from mediant.core.errors import EditError, OutOfRange, unknown
 from mediant.core.site import Site
+from mediant.subject.regions import Box, Clip
 
 Mode = Literal["boost_suppress", "boost", "suppress_image", "suppress_all", "max_suppress_all"]
 When = Literal["always", "decode"]
+# A span of the batch, or a region of each row's image.
+Target = str | Box | Clip
 BETA = 1e4
 
 
@@ -25,12 +28,12 @@ class Schedule:
     """What to look at, and from when on.
 
     Attributes:
-        targets: span names, in order.
+        targets: span names or regions, in order.
         starts: decode step at which each target's turn begins (step 0 makes the second new token); or "sentence": the next
             target's turn begins, row by row, when a sentence has ended. Before the first start nothing is done.
     """
 
-    targets: tuple[str, ...]
+    targets: tuple[Target, ...]
     starts: tuple[int, ...] | Literal["sentence"] = (0,)
 
     def __post_init__(self) -> None:
@@ -43,7 +46,7 @@ class Schedule:
             raise OutOfRange(f"{len(self.targets)} targets need as many rising steps from 0 on, got {self.starts}")
 
     @classmethod
-    def every(cls, steps: int, targets: Sequence[str]) -> "Schedule":
+    def every(cls, steps: int, targets: Sequence[Target]) -> "Schedule":
         """A new target every so many decode steps."""
         return cls(tuple(targets), tuple(range(0, steps * len(targets), steps)))
 
@@ -83,7 +86,7 @@ class Look:
 
     Attributes:
         heads: `head_z` sites of query heads; none at all leaves the model untouched.
-        target: a schedule, the one span to look at all the time, or a live target.
+        target: a schedule, the one span or region to look at all the time, or a live target.
         mode: what is suppressed besides boosting the target. `boost_suppress`: other image tokens (the paper); `boost`: nothing;
             `suppress_image`: other image tokens, without a boost; `suppress_all`: these and the prompt's text;
             `max_suppress_all`: these and every generated token.
@@ -94,7 +97,7 @@ class Look:
     """
 
     heads: tuple[Site, ...]
-    target: Schedule | Live | str
+    target: Schedule | Live | Target
     mode: Mode = "boost_suppress"
     beta: float = BETA
     mass: float | None = None
@@ -116,4 +119,4 @@ class Look:
     @property
     def schedule(self) -> Schedule | Live:
         """The target as a schedule, where it is not a live one."""
-        return Schedule((self.target,)) if isinstance(self.target, str) else self.target
+        return self.target if isinstance(self.target, Schedule | Live) else Schedule((self.target,))

@@ -23,13 +23,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mediant.core.errors import EditError, EditNeverFired
+from mediant.core.errors import EditError, EditNeverFired, RegionError
 from mediant.core.span import Span
 from mediant.interventions.attention_call import AttentionContext, Call, call_of, noted_window
 from mediant.interventions.attention_function import AttentionFunction, replacing_attention
 from mediant.interventions.execute import Firing
-from mediant.interventions.look import Live, Look
-from mediant.subject import Subject
+from mediant.interventions.look import Live, Look, Target
+from mediant.subject import Batch, Subject
 
 # Query rows computed at once in a long prompt: logits of so many numbers per layer at most.
 _NUMBERS = 2**24
@@ -101,7 +101,7 @@ class Looking:
         """The chosen heads of a layer, in the order of `Seen.after`."""
         return tuple(self._heads.get(layer, ()))
 
-    def mass(self, target: str | None = None) -> float:
+    def mass(self, target: Target | None = None) -> float:
         """Mean share of attention on the target after the edit, over heads, rows and forwards (of one target's turns).
 
         Raises:
@@ -127,7 +127,7 @@ class Looking:
         """One report per target: forwards and rows it acted in, mean change of its share of attention, steps not reached."""
         return [self._firing(i, name) for i, name in enumerate(self.look.schedule.targets)]
 
-    def _firing(self, turn: int, name: str) -> Firing:
+    def _firing(self, turn: int, name: Target) -> Firing:
         mine = [(one, [row for row, t in enumerate(one.turn) if t == turn]) for one in self.seen]
         mine = [(one, rows) for one, rows in mine if rows]
         changes = [float((one.after[rows] - one.before[rows]).mean()) for one, rows in mine]
@@ -145,9 +145,10 @@ class Looking:
             EditNeverFired: with the reason to look for.
         """
         if self.forwards and self.look.heads and not self.seen and self.look.schedule.targets:
+            where = " or ".join(map(str, self.look.schedule.targets))
             raise EditNeverFired(
-                f"no head was turned to {' or '.join(self.look.schedule.targets)} in {self.forwards} forward(s): the schedule "
-                "starts later, or nothing was generated and the gaze acts on generated tokens only"
+                f"no head was turned to {where} in {self.forwards} forward(s): the schedule starts later, or nothing was "
+                "generated and the gaze acts on generated tokens only"
             )
 
     def note_window(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -207,7 +208,7 @@ class Looking:
         target, image = (torch.zeros(batch.n_rows, batch.n_cols, dtype=torch.bool, device=device) for _ in range(2))
         for row, t in enumerate(turn):
             if t >= 0:
-                target[row, plan.columns(t, row) if isinstance(plan, Live) else batch.columns(row, Span(plan.targets[t]))] = True
+                target[row, plan.columns(t, row) if isinstance(plan, Live) else _columns(batch, row, plan.targets[t])] = True
                 image[row, batch.columns(row, Span(self.look.image))] = True
         live = torch.tensor([t >= 0 for t in turn], device=device)
         everything = self.look.mode in ("suppress_all", "max_suppress_all")
@@ -319,6 +320,19 @@ class Looking:
         hidden = call.mask is not None or call.key_offset > 0
         visible = (target & logits[:, 0, -1].isfinite()).sum() if hidden else bias.all_visible
         self.seen.append(Seen(call.layer, step, bias.turn, before, after, visible, bias.n_target))
+
+
+def _columns(batch: Batch, row: int, target: Target) -> Sequence[int]:
+    """Columns of a span, or of the image tokens in a region.
+
+    Raises:
+        RegionError: the prompt has no image, or no image token lies there.
+    """
+    if isinstance(target, str):
+        return batch.columns(row, Span(target))
+    if not batch.images:
+        raise RegionError(f"prompts without images have no region {target}; name a span instead")
+    return batch.images[row].within(target)
 
 
 def _padded(values: Tensor, width: int) -> Tensor:

@@ -1,9 +1,7 @@
 """Heads that look at what the answer is about: attention of the last prompt token on the region that was asked for.
 
-    batch = vlm.look([strip.pixels] * 6, questions, regions=[panels] * 6)
-    mass, spread = attention_on(vlm, batch, names)          # (query, layer, head, region), (query, layer, head)
-    scores = GazeScores(mass[None], spread[None])           # with the picture before these
-    scores.ranking().top(10)
+    scores = find(vlm, strips.drawn(40, seed=0))            # each panel of each strip is asked for
+    scores.ranking().sites(8)
 
 The score of a head is the attention mass it puts on the region asked for, not divided by what it puts on all regions: a head that
 hardly looks at the image scores low even where that little is well placed (Gandikota & Bau 2026, whose text speaks of a
@@ -27,6 +25,9 @@ from mediant.interventions.attention import Rows, attending
 from mediant.interventions.execute import run
 from mediant.measures.intervals import Array
 from mediant.subject import Batch, Subject
+from mediant.subject.regions import Box
+from mediant.subject.vision import Pixels, VisionSubject
+from mediant.tasks.strips import ORDINALS, PanelStrip
 
 Score = Literal["mass", "selectivity"]
 
@@ -52,6 +53,30 @@ def attention_on(
             shares = on_image / on_image.sum(-1, keepdim=True).clamp(min=1e-12)
             spread[row, layer] = torch.special.entr(shares).sum(-1).numpy()
     return found, spread
+
+
+def asked_for(
+    subject: VisionSubject, pixels: Pixels, boxes: Sequence[Box], questions: Sequence[str]
+) -> tuple[Float[np.ndarray, "query layer head region"], Float[np.ndarray, "query layer head"]]:
+    """`attention_on` every box of one picture, while question `k` asks for box `k`."""
+    regions = {f"region {k}": box for k, box in enumerate(boxes)}
+    batch = subject.look([pixels] * len(questions), questions, regions=[regions] * len(questions))
+    return attention_on(subject, batch, list(regions))
+
+
+def find(subject: VisionSubject, strips: Sequence[PanelStrip], question: str = "What happens in the {k} panel?") -> "GazeScores":
+    """Where every head looks while each panel of some strips is asked for.
+
+    Args:
+        question: {k} becomes "first", "second" and so on.
+
+    Raises:
+        TaskError: no strips, or strips of different numbers of panels.
+    """
+    if len({strip.n for strip in strips}) != 1:
+        raise TaskError("heads are found on one or more strips that have the same number of panels")
+    seen = [asked_for(subject, s.pixels, s.boxes, [question.format(k=ORDINALS[k]) for k in range(s.n)]) for s in strips]
+    return GazeScores(np.stack([mass for mass, _ in seen]), np.stack([spread for _, spread in seen]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,9 +4,26 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mediant.tasks import agreement, arithmetic, catalogue, colours, encode, ioi, pairs, plain_text, pronouns, toys
+    from mediant.tasks import (
+        agreement,
+        arithmetic,
+        catalogue,
+        colours,
+        encode,
+        foreign,
+        ioi,
+        pairs,
+        plain_text,
+        pronouns,
+        regions,
+        strips,
+        toys,
+    )
 
-__all__ = ["agreement", "arithmetic", "catalogue", "colours", "encode", "ioi", "pairs", "plain_text", "pronouns", "toys"]
+__all__ = [
+    "agreement", "arithmetic", "catalogue", "colours", "encode", "foreign", "ioi", "pairs", "plain_text", "pronouns", "regions",
+    "strips", "toys",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -22,6 +22,7 @@ from mediant.core.errors import OutOfRange, TaskError
 from mediant.subject.regions import Box
 
 Pixels = npt.NDArray[np.uint8]
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 HEIGHT, CELL, GAP = 256, 32, 6
 # COMICS: this many first and last pages of a longer book are covers, advertisements and letters.
@@ -148,7 +149,9 @@ def _pages(book: Path, panels: int) -> list[tuple[int, list[Path]]]:
     return [(page, enough[page]) for page in chosen]
 
 
-def drawn(n: int, *, seed: int, split: str = "main", panels: int = 6, size: int = 64, style: str = "flat") -> list[PanelStrip]:
+def drawn(
+    n: int, *, seed: int = 0, split: str = "main", panels: int = 6, size: int = 64, style: str = "flat"
+) -> list[PanelStrip]:
     """Strips of the drawn world, with their facts.
 
     Raises:

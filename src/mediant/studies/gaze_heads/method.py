@@ -23,7 +23,7 @@ from mediant.measures.controls import layer_matched, random_sets
 from mediant.measures.intervals import Array
 from mediant.measures.panel_judge import PanelJudge
 from mediant.runs.folder import Json
-from mediant.search.gaze import GazeScores, Score, attention_on
+from mediant.search.gaze import GazeScores, Score, asked_for
 from mediant.studies.gaze_heads.config import Config
 from mediant.studies.gaze_heads.task import asked
 from mediant.subject import Batch
@@ -49,9 +49,7 @@ def panels_of(strip: PanelStrip) -> dict[str, Box]:
 
 def gaze(subject: VisionSubject, strip: PanelStrip, config: Config) -> Json:
     """Attention of every head on every panel while each panel is asked for: (query, layer, head, panel)."""
-    questions = [asked(config, k) for k in range(strip.n)]
-    batch = subject.look([strip.pixels] * strip.n, questions, regions=[panels_of(strip)] * strip.n)
-    mass, spread = attention_on(subject, batch, names(strip.n))
+    mass, spread = asked_for(subject, strip.pixels, strip.boxes, [asked(config, k) for k in range(strip.n)])
     return {"strip": strip.id, "mass": np.round(mass, 6).tolist(), "spread": np.round(spread, 5).tolist()}
 
 

@@ -20,8 +20,6 @@ from mediant.tasks import foreign, regions, strips
 from mediant.tasks.regions import Pixels, RegionPicture
 from mediant.tasks.strips import PanelStrip
 
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-
 
 @dataclass(frozen=True, eq=False)
 class Data:
@@ -98,7 +96,7 @@ def _regions(config: Config) -> list[RegionPicture]:
 
 def asked(config: Config, k: int) -> str:
     """The question about panel `k`, from 0."""
-    return config.question_panel.format(k=ORDINALS[k])
+    return config.question_panel.format(k=strips.ORDINALS[k])
 
 
 def with_captions(subject: VisionSubject, found: Sequence[PanelStrip], question: str, tokens: int) -> list[PanelStrip]:

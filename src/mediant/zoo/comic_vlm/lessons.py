@@ -14,14 +14,15 @@ from random import Random
 
 import numpy as np
 
+from mediant.tasks import strips
 from mediant.tasks.pictures import scatter
-from mediant.tasks.pictures.comics import GAP, SIZE
+from mediant.tasks.pictures.comics import GAP, PANELS, SIZE
 from mediant.tasks.pictures.painter import PALETTE, Pixels
 from mediant.tasks.pictures.render import render
 from mediant.tasks.pictures.scene import Scene, draw_scene
 from mediant.tasks.regions import RegionPicture
 
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
+ORDINALS = strips.ORDINALS[:PANELS]
 QUESTIONS = {
     "panel": ("What happens in the {k} panel?", "What happens in the {k} panel from the left?", "Describe the {k} panel."),
     "reversed": ("Reading from right to left, what happens in the {k} panel?",),
