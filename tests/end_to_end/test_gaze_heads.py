@@ -11,7 +11,11 @@ from test_page import Open, browser, opened, page_file  # noqa: F401 - fixtures
 from chat_server import serving
 from conftest import Mediant
 from eyes import BUILDERS, vision_subject
+from mediant.studies.gaze_heads import task
+from mediant.studies.gaze_heads.config import Config
+from mediant.subject import load
 from mediant.subject.vision import VisionSubject
+from mediant.tasks.foreign.sets import LAYOUT
 
 TINY = ["--preset", "smoke", "--set", "panels=2", "--set", "n=2", "--set", "draws=1", "--set", "ks=[1,2]", "--device", "cpu"]
 TINY += ["--set", "n_dynamic=1", "--set", "n_regions=1", "--set", "segment_tokens=3", "--set", "narration_tokens=4"]
@@ -112,6 +116,45 @@ def test_her_own_strips_and_pictures(mediant: Mediant, folder: Path, tmp_path: P
     assert any("the subject's own words" in limit for limit in result["limits"])
     assert "vqa_redirect_attributes" not in result["measures"]
     assert result["measures"]["region_accuracy_small"]["n"] + result["measures"]["region_accuracy_large"]["n"] <= 1
+
+
+def test_a_model_may_be_judged_by_its_own_words(mediant: Mediant, folder: Path, tmp_path: Path):
+    """What it says of each panel and thing cut out alone is then what counts as right."""
+    called = mediant("run", "gaze-heads", "--model", folder, "--out", tmp_path / "run", *TINY, "--captions", "own")
+    assert called.code == 0, called.err
+    result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    assert any("the subject's own words" in limit for limit in result["limits"])
+    assert "nearest to the target panel's caption" in result["measures"]["caption_accuracy"]["definition"]
+    items = [json.loads(line) for line in (tmp_path / "run" / "items.jsonl").read_text(encoding="utf-8").splitlines()]
+    named = {item["key"]: item for item in items if item["key"].startswith("captions/")}
+    vlm, config = load(str(folder), device="cpu"), Config(panels=2, n=2, n_discovery=2, n_validation=1, n_regions=1)
+    strip, picture = task.load(config, vlm).test[0], task.load(config, vlm).regions[0]
+    for pixels, boxes, question, said in (
+        (strip.pixels, strip.boxes, config.question_this, named["captions/test"]["captions"][0]),
+        (picture.pixels, picture.boxes, config.question_here, named["captions/regions"]["names"][0][0]),
+    ):
+        for (left, top, right, bottom), words in zip(boxes, said, strict=True):
+            alone = pixels[int(top) : int(bottom), int(left) : int(right)]
+            assert vlm.answer(alone, question, max_new_tokens=4) == words
+
+
+def test_a_fetched_set_is_named_and_one_that_is_not_here_says_how_to_get_it(
+    mediant: Mediant, folder: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setenv("MEDIANT_CACHE", str(tmp_path / "cache"))
+    more = ["--model", folder, "--out", tmp_path / "run", *TINY, "--data", "comic-characters"]
+    mediant("run", "gaze-heads", *more).refuses("mediant data fetch comic-characters")
+    place = tmp_path / "cache" / "data" / "comic-characters"
+    for i in range(5):
+        (place / f"comic{i}").mkdir(parents=True)
+        for k in (1, 2):
+            Image.fromarray(np.full((96, 96, 3), 40 * i + k, dtype=np.uint8)).save(place / f"comic{i}" / f"p{k}.png")
+        (place / f"comic{i}" / "captions.json").write_text(json.dumps([f"Fox {i}.", f"Frog {i}."]))
+    (place / "SOURCE.json").write_text(json.dumps({"layout": LAYOUT}))
+    called = mediant("run", "gaze-heads", *more, "--set", "height=64")
+    assert called.code == 0, called.err
+    manifest = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["provenance"]
+    assert manifest["data"] == "comic-characters"
 
 
 def test_what_cannot_be_run_is_refused_with_the_reason(mediant: Mediant, folder: Path, agreement: Path, tmp_path: Path):
