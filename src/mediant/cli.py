@@ -214,8 +214,7 @@ def list_models() -> None:
     from mediant.subject import catalogue, fetch
 
     for name, card in catalogue.models().items():
-        where = fetch.is_fetched(name)
-        _say(f"{name:<20}{card.title}\n{'':<20}{where or f'not fetched yet: mediant models fetch {name}'}")
+        _say(f"{name:<20}{card.title}\n{'':<20}{fetch.is_fetched(name) or f'not here yet: {card.how_to_get}'}")
 
 
 @models_app.command(name="fetch")

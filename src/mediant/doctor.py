@@ -39,5 +39,5 @@ def _cache() -> Iterator[str]:
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(existing).free / 1e9
     yield f"{' ' if free > ROOM_GB else '!'} cache         {folder} ({free:.1f} GB free)"
-    for name in catalogue.models():
-        yield f"  {name:<14}{fetch.is_fetched(name) or f'not fetched; mediant models fetch {name}'}"
+    for name, card in catalogue.models().items():
+        yield f"  {name:<17}{fetch.is_fetched(name) or f'not here; {card.how_to_get}'}"

@@ -264,7 +264,9 @@ def test_models_says_what_is_fetched_and_how_to_fetch_the_rest(mediant: Mediant,
     monkeypatch.setenv("MEDIANT_CACHE", str(tmp_path))
     lines = [line.split() for line in mediant("models").out.splitlines()]
     at = lines.index(["smollm2-135m", "SmolLM2", "135M", "Instruct"])
-    assert " ".join(lines[at + 1]) == "not fetched yet: mediant models fetch smollm2-135m"
+    assert " ".join(lines[at + 1]) == "not here yet: mediant models fetch smollm2-135m"
+    at = lines.index(["comic-vlm-frozen", "Comic", "VLM,", "frozen", "eyes"])
+    assert " ".join(lines[at + 1]) == "not here yet: mediant models train comic-vlm-frozen --out FOLDER"
     at = lines.index(["comic-vlm", "Comic", "VLM"])
     assert lines[at + 1][-1].endswith("zoo/comic_vlm/model")
 
@@ -274,7 +276,7 @@ def test_doctor_names_versions_devices_and_models(mediant: Mediant, tmp_path: Pa
     called = mediant("doctor")
     assert called.code == 0
     found = dict(line.lstrip(" !").split(maxsplit=1) for line in called.out.splitlines())
-    assert (found["torch"], found["smollm2-135m"]) == (torch.__version__, "not fetched; mediant models fetch smollm2-135m")
+    assert (found["torch"], found["smollm2-135m"]) == (torch.__version__, "not here; mediant models fetch smollm2-135m")
     assert found["devices"].startswith("cpu (1 threads)")
     assert found["cache"].startswith(str(tmp_path))
     assert [

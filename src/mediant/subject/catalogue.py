@@ -75,6 +75,11 @@ class ModelCard:
         """Name of its folder in the zoo: one with a recipe is a Python package, whose name takes no hyphens."""
         return self.name.replace("-", "_") if self.recipe else self.name
 
+    @property
+    def how_to_get(self) -> str:
+        """The command that brings the model here."""
+        return f"mediant models train {self.name} --out FOLDER" if self.recipe else f"mediant models fetch {self.name}"
+
 
 _CARD = TypeAdapter(ModelCard)
 

