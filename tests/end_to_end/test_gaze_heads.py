@@ -59,6 +59,7 @@ def test_the_same_command_runs_on_every_family_s_folder(mediant: Mediant, family
 def test_every_measure_stands_beside_its_controls(finished: Path):
     measures = json.loads((finished / "result.json").read_text(encoding="utf-8"))["measures"]
     names = [*MEASURED, *(f"{name}_{tail}" for name in MEASURED for tail in CONTROLS)]
+    names += ["caption_accuracy_as_published", *(f"panel_share_carried_{tail}" for tail in CONTROLS[1:])]
     names += [f"region_accuracy_{size}" for size in ("small", "medium", "large")]
     names += ["caption_accuracy", "vqa_redirect_attributes", "narration_redirect_accuracy", "dynamic_segment_accuracy"]
     assert [name for name in names if name not in measures] == []

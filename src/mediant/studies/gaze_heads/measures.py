@@ -115,8 +115,34 @@ class Measuring:
             before = steered.before(record)["text"]
             return float(record["described"] == record["target"] and not record["junk"] and not same_text(record["text"], before))
 
-        published_all = self.conditions(f"{prefix}_accuracy_as_published", steered, as_published, published)
-        return found | published_all
+        found |= self.conditions(f"{prefix}_accuracy_as_published", steered, as_published, published)
+        if self.exact:
+            facts = "mean share of the target's facts named, over all targets; an answer like the unsteered one counts as none"
+            found |= self.conditions(
+                f"{prefix}_attributes_as_published",
+                steered,
+                lambda r: _facts(r) * (not same_text(r["text"], steered.before(r)["text"])),
+                facts,
+            )
+        return found
+
+    def settled(self, answers: Mapping[str, Sequence[Sequence[Json]]], question: str) -> dict[str, Measure]:
+        """Share of answers to questions that name a panel that are right: untouched, and while heads look at that panel."""
+        told = f"share of answers to questions such as {question!r} that are {self.how}, on test strips"
+        untouched = answers["untouched"][0]
+        found = {
+            "caption_accuracy": self.per_strip(untouched, self.right, told),
+            "caption_accuracy_as_published": self.per_strip(
+                untouched,
+                lambda r: float(r["described"] == r["target"] and not r["junk"]),
+                "share of answers to the same questions judged, by forced choice between the captions, to describe that panel",
+            ),
+        }
+        for name, draws in answers.items():
+            if name != "untouched":
+                who = f"{told}, while heads look at the panel asked for: {name.replace('_', ' ')}"
+                found[f"caption_accuracy_{name}"] = self.per_draw(draws, self.right, who)
+        return found
 
     def judged(
         self, prefix: str, steered: Steered, verdicts: Mapping[str, Sequence[Sequence[Json]]], judge: str

@@ -108,13 +108,7 @@ _OWN_CAPTIONS = "Where strips came without captions, the subject's own words abo
 def _measures(found: Findings) -> dict[str, Measure]:
     config = found.config
     measuring = Measuring(config, found.data.exact)
-    told = f"share of answers to questions such as {task.asked(config, 1)!r} that are {measuring.how}, on test strips"
-    measures = {"caption_accuracy": measuring.per_strip(found.settled["untouched"][0], measuring.right, told)}
-    for name, draws in found.settled.items():
-        if name != "untouched":
-            measures[f"caption_accuracy_{name}"] = measuring.per_draw(
-                draws, measuring.right, f"{told}, while heads look at the panel asked for: {name.replace('_', ' ')}"
-            )
+    measures = measuring.settled(found.settled, task.asked(config, 1))
     measures |= looks(found.confirmed, found.found, found.sets, found.ranking, config.seed)
     measures |= shares(found.sets, len(found.ranking))
     measures["k_share_of_heads_as_published"] = _peak(found)
