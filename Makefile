@@ -22,7 +22,7 @@ demo: install
 	@$(BIN)/mediant run activation-patching --preset bundled --out runs/demo
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: install lint types test
 

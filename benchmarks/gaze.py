@@ -4,17 +4,18 @@
 
 The peer is the published recipe written plainly below: eager attention, full weights of all layers for discovery, and a hook that
 widens the attention mask to every head for steering. Both run on one random Qwen3-VL (8 layers of 8 heads), each case of
-discovery in a process of its own. Decoding alternates between the ways, so that all of them see the same machine.
+discovery in a process of its own. Decoding alternates between the ways token by token, and speeds are compared pair
+by pair, so that all of them see the same machine.
 """
 
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from mediant.core import Site
@@ -36,7 +37,9 @@ RESULTS = Path(__file__).parent / "results" / "gaze.jsonl"
 TOKENS = (256, 1024, 4096, 16384)
 # At 16k tokens the published recipe would hold 8 x 8 x 16k x 16k weights: 64 GiB.
 LONGEST_PUBLISHED = 4096
-CELL, PANELS, NEW, ROUNDS = 8, 4, 48, 5
+CELL, PANELS, WARM = 8, 4, 10
+# Width of the model -> timed steps of decoding: one so small that what steering costs shows, and layers as wide as Qwen3-VL-2B's.
+STEPS = {512: 200, 2048: 60}
 WORDS = ["<pad>", "<eos>", "<|image_pad|>", "<|video_pad|>", "<s>", "</s>", "what", "is", "here", "?"]
 
 
@@ -135,31 +138,44 @@ def measure(way: str, tokens: int) -> None:
     print(json.dumps(row))
 
 
-def decoding(tokens: int) -> Iterator[dict[str, object]]:
-    """Seconds for the same number of new tokens, steered and not, ours and published, in turn."""
-    fused, plain = subject(512, "sdpa"), subject(512, "eager")
-    batch = looked(fused, tokens)
+class Way:
+    """One way of decoding, with a model of its own and a prompt already read."""
+
+    def __init__(self, attention: str, width: int, tokens: int) -> None:
+        self.vlm = subject(width, attention)
+        self.batch, self.cache = looked(self.vlm, tokens), DynamicCache()
+        with torch.no_grad(), self.vlm.reading(self.batch):
+            self.vlm.model(**self.vlm.feed(self.batch), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+
+    def step(self) -> float:
+        """Seconds for the token after the prompt; the cache is as before afterwards."""
+        ids = torch.full((1, 1), WORDS.index("here"))
+        with torch.no_grad(), self.vlm.reading(self.batch):
+            begun = time.perf_counter()
+            self.vlm.model(input_ids=ids, past_key_values=self.cache, use_cache=True)
+            seconds = time.perf_counter() - begun
+        self.cache.crop(-1)
+        return seconds
+
+
+def decoding(width: int, tokens: int) -> Iterator[dict[str, object]]:
+    """Time of one token, steered and not, ours and published: token by token in turn, so that all see the same machine."""
     heads = tuple(Site("head_z", layer, head) for layer, head in ((3, 1), (4, 0), (4, 5), (5, 2), (5, 7), (6, 3)))
-    ways: dict[str, tuple[VisionSubject, Callable[[], object]]] = {
-        "fused": (fused, nullcontext),
-        "fused, steered": (fused, lambda: looking(fused, Look(heads, "panel 1", when="decode"))),
-        "eager": (plain, nullcontext),
-        "eager, steered as published": (plain, lambda: published_steering(plain, heads, batch)),
-    }
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(ROUNDS):
-        for way, (vlm, context) in ways.items():
-            with context():
-                begun = time.perf_counter()
-                vlm.generate(batch, max_new_tokens=1, stop_at_eos=False)
-                between = time.perf_counter()
-                vlm.generate(batch, max_new_tokens=NEW + 1, stop_at_eos=False)
-                times[way].append(time.perf_counter() - between - (between - begun))
-    best = {way: statistics.median(each) for way, each in times.items()}
-    for way, seconds in best.items():
+    kinds = {"fused": "sdpa", "fused, steered": "sdpa", "eager": "eager", "eager, steered as published": "eager"}
+    ways = {name: Way(attention, width, tokens) for name, attention in kinds.items()}
+    ours, theirs = ways["fused, steered"], ways["eager, steered as published"]
+    steps = STEPS[width]
+    times = {way: np.empty(steps) for way in ways}
+    with looking(ours.vlm, Look(heads, "panel 1", when="decode")), published_steering(theirs.vlm, heads, theirs.batch):
+        for i in range(-WARM, steps):
+            for name, way in ways.items():
+                times[name][i] = way.step()
+    for way, seconds in times.items():
+        ratios = times["fused"] / seconds
+        low, middle, high = (round(float(q), 3) for q in np.quantile(ratios, (0.25, 0.5, 0.75)))
         yield {
-            "part": "decoding", "way": way, "image_tokens": tokens, "ms_per_token": round(1000 * seconds / NEW, 2),
-            "speed_of_fused": round(best["fused"] / seconds, 3),
+            "part": "decoding", "way": way, "width": width, "image_tokens": tokens,
+            "ms_per_token": round(1000 * float(np.median(seconds)), 2), "speed_of_fused": middle, "quartiles": [low, high],
         }  # fmt: skip
 
 
@@ -170,8 +186,8 @@ def main() -> None:
         command = [sys.executable, __file__, way, str(tokens)]
         rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
         print(rows[-1])
-    for tokens in (256, 1024, 4096):
-        for row in decoding(tokens):
+    for width, tokens in product(STEPS, (256, 1024)):
+        for row in decoding(width, tokens):
             rows.append(row)
             print(row)
     with RESULTS.open("a", encoding="utf-8") as file:

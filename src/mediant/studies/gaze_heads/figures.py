@@ -100,7 +100,7 @@ def _matrices(found: Findings) -> Section:
 
 
 def _sweep(found: Findings) -> Section:
-    points = [one for one in found.chosen.sweep if one["beta"] == found.chosen.beta]
+    points = found.chosen.sweep
     n = len(found.data.validation) * found.config.panels
     lines = []
     for key, name, colour in (
@@ -114,11 +114,19 @@ def _sweep(found: Findings) -> Section:
         low, high = zip(*(wilson(round(v * n), n) for v in y), strict=True)
         lines.append(Line(name, [one["k"] for one in points], y, low, high, colour))
     figure = curves(lines, x_title="heads turned", y_title="share of answers that describe the target", unit="heads", log=False)
+    betas = sorted(found.config.betas)
+    rows = [
+        [str(k), *(f"{one['accuracy']:.3f}" for one in found.chosen.choices if one["k"] == k)]
+        for k in sorted({one["k"] for one in found.chosen.choices})
+    ]
     text = (
-        f"On {len(found.data.validation)} validation strips, from which K = {found.chosen.k} was chosen among shares of at most "
-        f"{found.config.largest_share:.0%} of the heads. Bands are 95 % intervals of a share (Wilson)."
+        f"On {len(found.data.validation)} validation strips, from which K = {found.chosen.k} and a bias of {found.chosen.beta:g} "
+        f"were chosen, with at most {found.config.largest_share:.0%} of the heads (the table; the curve has that bias). Bands "
+        "are 95 % intervals of a share (Wilson). With a bias of thousands heads see nothing but the target, not even what was "
+        "said so far."
     )
-    return Section("How many heads it takes", text, figure=figure)
+    table = Table(["heads", *(f"bias {beta:g}" for beta in betas)], rows)
+    return Section("How many heads it takes, and how hard they are turned", text, figure=figure, table=table)
 
 
 def _bars(m: dict[str, Measure]) -> Section:

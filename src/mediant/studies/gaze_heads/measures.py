@@ -102,13 +102,16 @@ class Measuring:
         only = steered.eligible()
         what = f"share of answers to {question!r} that are {self.how}, over targets the model would not describe anyway"
         found = self.conditions(f"{prefix}_accuracy", steered, self.right, what, only=only)
+        found[f"{prefix}_chance"] = Measure(
+            value=1 / self.config.panels, n=len(only), ci95=None, reason="a count, not an estimate",
+            definition="what describing a panel drawn at random would give, untouched answers aside",
+        )  # fmt: skip
         if self.exact:
             facts = "mean share of the target's facts (who, does, colour, what, where) named, over the same targets"
             found |= self.conditions(f"{prefix}_attributes", steered, _facts, facts, only=only)
-        ceiling = len(only) / max(1, len(steered.baseline) * self.config.panels)
         published = (
             "share of answers judged, by forced choice between the captions, to describe the target, over all targets; an answer "
-            f"like the unsteered one is a miss, so no more than {ceiling:.3f} can be reached"
+            f"like the unsteered one is a miss, also where that one describes the target (all but {len(only)} targets)"
         )
 
         def as_published(record: Json) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,16 +30,17 @@ LIMITS = [
     "That turning these heads turns the description shows that they suffice to steer it, not that the model needs them to see.",
     "A head's score is attention at one token of one kind of question; heads that look while speaking only are not ranked by it.",
     "Strips are laid out left to right on one line; nothing is said about pages of several rows.",
-    "With a bias of thousands the turned heads see nothing but the target: far outside what they do by themselves.",
+    "Turned heads attend to the target far more than they do by themselves; with a bias of thousands they see nothing else.",
 ]
 
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """What validation strips chose, and the sweep it was chosen on."""
+    """What validation strips chose: among `choices`, of K and beta; `sweep` has all K at that beta, beside random heads."""
 
     k: int
     beta: float
+    choices: list[Json]
     sweep: list[Json]
 
 
@@ -227,38 +229,45 @@ class _Run:
         return GazeScores(mass, spread)
 
     def _choose(self, found: GazeScores, strips: list[PanelStrip]) -> Chosen:
-        """The K and beta with the highest accuracy on validation strips; the whole sweep is kept for the page."""
+        """The K and beta with the highest accuracy on validation strips, then all K at that beta, beside random heads."""
         config, total = self.config, self.subject.shape.n_layers * self.subject.shape.n_heads
         ks = sorted({min(k, total) or total for k in config.ks})
         limit = max(1, int(config.largest_share * total))
         if not any(k <= limit for k in ks):
             ks = [limit, *ks]
         baseline = self._open(strips, config.question_this, config.answer_tokens, "validation")
-        items = [
-            WorkItem(f"sweep/{k}/{beta:g}", _later(self._sweep_point, found, strips, baseline, k, beta))
-            for k in ks
-            for beta in config.betas
-        ]
-        sweep = self.engine.map(self.folder, items, title="choosing K and beta")
-        best = max((one for one in sweep if one["k"] <= limit), key=lambda one: (one["accuracy"], one["attributes"], -one["k"]))
-        return Chosen(best["k"], best["beta"], sweep)
+        tried = [(k, beta) for k in ks if k <= limit for beta in sorted(config.betas)]
+        point = partial(self._sweep_point, found, strips, baseline)
+        items = [WorkItem(f"choice/{k}/{beta:g}", _later(point, k, beta)) for k, beta in tried]
+        choices = self.engine.map(self.folder, items, title="choosing K and beta")
+        # Of equals the one that says more facts, then the fewer heads, then the gentler bias.
+        best = max(choices, key=lambda one: (one["accuracy"], one["attributes"], -one["k"]))
+        items = [WorkItem(f"sweep/{k}", _later(self._beside_random, point, k, best["beta"])) for k in ks]
+        sweep = self.engine.map(self.folder, items, title="how many heads it takes")
+        return Chosen(best["k"], best["beta"], choices, sweep)
 
-    def _sweep_point(self, scores: GazeScores, strips: list[PanelStrip], baseline: list[Json], k: int, beta: float) -> Json:
+    def _sweep_point(
+        self, scores: GazeScores, strips: list[PanelStrip], baseline: list[Json], k: int, beta: float, *, random: bool = False
+    ) -> Json:
+        """Accuracy when the K best heads, or random heads of the same layers, are turned."""
         config, measuring = self.config, Measuring(self.config, self.data.exact)
         sets = method.head_sets(scores, config.score, k, draws=1, seed=config.seed)
-        point: Json = {"k": k, "beta": beta}
-        for tail, heads in (("", sets.top), ("_random", sets.layer_matched[0])):
-            found = method.redirected(self.subject, strips, config.question_this, config.answer_tokens, config, heads, beta)
-            steered = Steered({"gaze": [found]}, baseline)
-            kept = [found[i] for i in steered.eligible()]
-            point[f"accuracy{tail}"] = float(np.mean([measuring.right(r) for r in kept])) if kept else 0.0
-            point[f"attributes{tail}"] = float(np.mean([np.mean(r["facts"]) for r in kept])) if kept and self.data.exact else 0.0
-            hits = [
-                r["described"] == r["target"] and not r["junk"] and not same_text(r["text"], steered.before(r)["text"])
-                for r in found
-            ]
-            point[f"as_published{tail}"] = float(np.mean(hits))
-        return point
+        heads = sets.layer_matched[0] if random else sets.top
+        found = method.redirected(self.subject, strips, config.question_this, config.answer_tokens, config, heads, beta)
+        steered = Steered({"gaze": [found]}, baseline)
+        kept = [found[i] for i in steered.eligible()]
+        hits = [
+            r["described"] == r["target"] and not r["junk"] and not same_text(r["text"], steered.before(r)["text"]) for r in found
+        ]
+        return {
+            "k": k, "beta": beta, "as_published": float(np.mean(hits)),
+            "accuracy": float(np.mean([measuring.right(r) for r in kept])) if kept else 0.0,
+            "attributes": float(np.mean([np.mean(r["facts"]) for r in kept])) if kept and self.data.exact else 0.0,
+        }  # fmt: skip
+
+    @staticmethod
+    def _beside_random(point: Callable[..., Json], k: int, beta: float) -> Json:
+        return point(k, beta) | {f"{name}_random": value for name, value in point(k, beta, random=True).items()}
 
     def _captions(self, strips: list[PanelStrip], heads: SiteSet, beta: float, name: str) -> list[Json]:
         return self._answers(f"settled/{name}", lambda: method.captions(self.subject, strips, self.config, heads, beta))
