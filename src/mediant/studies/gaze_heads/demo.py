@@ -25,6 +25,8 @@ from mediant.subject.vision import Pixels, VisionSubject, as_pixels
 from mediant.tasks import strips
 
 COLOURS = ("#d9822b", "#2f6fde", "#2a8f4a", "#8c50b2", "#c0392b", "#1e8c8c")
+# A bias of a few logits leaves the heads their view of the text; from about 20 on they see nothing but the target.
+GENTLE, HARD = 3.0, 20.0
 QUESTIONS = (
     "Describe the panels in any order.",
     "What is happening in this panel?",
@@ -72,6 +74,7 @@ def page(subject: VisionSubject, ranking: Ranking, config: Config) -> Any:
             mark = gr.Radio(["panel", "box"], value="panel", label="mark a", elem_id="mark")
             panels = gr.Slider(1, 10, value=config.panels, step=1, label="panels across")
             heads = gr.Slider(0, len(ranking), value=k, step=1, label="heads turned", elem_id="heads")
+            beta = gr.Slider(0.5, HARD, value=GENTLE, step=0.5, label="how hard (bias in logits)", elem_id="beta")
         question = gr.Dropdown(list(QUESTIONS), value=QUESTIONS[0], allow_custom_value=True, label="question", elem_id="question")
         with gr.Row():
             describe = gr.Button("Describe", variant="primary", elem_id="describe")
@@ -84,7 +87,7 @@ def page(subject: VisionSubject, ranking: Ranking, config: Config) -> Any:
         stage.select(show.click, [mark, panels], [stage, status])
         loose.click(show.loose, None, [stage, status])
         stop.click(show.stop, None, status)
-        describe.click(show.describe, [question, heads], [stage, status, said])
+        describe.click(show.describe, [question, heads, beta], [stage, status, said])
     return blocks
 
 
@@ -149,10 +152,10 @@ class _Show:
         self.user(request).speech.stop()
         return "Stopped."
 
-    def describe(self, question: str, heads: float, request: gr.Request) -> Iterator[tuple[Any, str, str]]:
+    def describe(self, question: str, heads: float, beta: float, request: gr.Request) -> Iterator[tuple[Any, str, str]]:
         """Speak, token by token."""
         user = self.user(request)
-        user.speech.heads = tuple(self.ranking.sites(int(heads)))
+        user.speech.heads, user.speech.beta = tuple(self.ranking.sites(int(heads))), float(beta)
         words = ""
         try:
             if not question.strip():

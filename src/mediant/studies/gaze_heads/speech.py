@@ -19,7 +19,7 @@ from mediant.core.errors import MediantError, RunError
 from mediant.core.site import Site
 from mediant.core.span import Span
 from mediant.interventions.attention import Attending, Rows, attending
-from mediant.interventions.look import Live, Look
+from mediant.interventions.look import BETA, Live, Look
 from mediant.interventions.looking import looking
 from mediant.measures.intervals import Array
 from mediant.subject import Batch
@@ -44,12 +44,16 @@ class Moment:
 
 
 class Speech:
-    """A picture and a model that may be asked to describe it."""
+    """A picture and a model that may be asked to describe it.
+
+    Attributes:
+        heads, beta: which heads are turned, and the bias in logits, from the next description on.
+    """
 
     _one_at_a_time = threading.Lock()
 
     def __init__(self, subject: VisionSubject, heads: Sequence[Site]) -> None:
-        self.subject, self.heads = subject, tuple(heads)
+        self.subject, self.heads, self.beta = subject, tuple(heads), BETA
         self.pixels: Pixels | None = None
         self.box: Box | None = None
         self._live = Live()
@@ -109,7 +113,7 @@ class Speech:
             words: list[tuple[str, int]] = []
             try:
                 with (
-                    torch.no_grad(), looking(self.subject, Look(self.heads, live)),
+                    torch.no_grad(), looking(self.subject, Look(self.heads, live, beta=self.beta)),
                     attending(self.subject, rows=rows) as seen,
                 ):  # fmt: skip
 
