@@ -173,7 +173,12 @@ def stamps(tmp_path: Path) -> list[Path]:
     for i, name in enumerate(animals):
         contents[f"usr/share/tuxpaint/stamps/animals/{name}.png"] = png((40 * i, 255, 0, 255), (40 + 8 * i, 60), "RGBA", 5)
         contents[f"usr/share/tuxpaint/stamps/animals/{name}.txt"] = f"A {name}.\nde.utf8=Ein Tier.".encode()
-    left_out = {"animals/cartoon/gnu": "A gnu.", "town/hut": "A hut.", "animals/two": "Two hens.", "animals/long": "A long tale."}
+    left_out = {
+        "animals/cartoon/gnu": "A gnu.",
+        "town/hut": "A hut.",
+        "animals/two": "Two hens.",
+        "animals/long": "A very long tale.",
+    }
     for name, sentence in left_out.items():
         contents[f"usr/share/tuxpaint/stamps/{name}.png"] = png((1, 2, 3, 255), (50, 50), "RGBA", 5)
         contents[f"usr/share/tuxpaint/stamps/{name}.txt"] = sentence.encode()

@@ -5,12 +5,11 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 from mediant.core.errors import TaskError, unknown
 from mediant.subject.catalogue import cache_dir
-from mediant.tasks.foreign import comic_characters, photo_cutouts
 from mediant.tasks.foreign.packages import Package, download, members
 
 SOURCE = "SOURCE.json"
@@ -24,12 +23,12 @@ class ForeignSet:
 
     Attributes:
         packages: what it is made of.
-        maker: the module whose `write(contents, folder)` makes the set from the packages' files.
+        maker: the module beside this one whose `write(contents, folder)` makes the set from the packages' files.
     """
 
     description: str
     packages: tuple[Package, ...]
-    maker: ModuleType
+    maker: str
 
     @property
     def megabytes(self) -> int:
@@ -41,7 +40,7 @@ SETS: Mapping[str, ForeignSet] = {
     "comic-characters": ForeignSet(
         "strips of six panels: four drawn people, what they do and how they feel, with captions",
         (Package("npm", "comicgen", "1.9.9", licence="CC0-1.0", megabytes=7),),
-        comic_characters,
+        "comic_characters",
     ),
     "photo-cutouts": ForeignSet(
         "photographed things of three sizes pasted on photographs, with boxes and names in COCO's form",
@@ -49,7 +48,7 @@ SETS: Mapping[str, ForeignSet] = {
             Package("debian", "tuxpaint-stamps-default", None, licence="GPL-2.0-only", megabytes=161),
             Package("debian", "mate-backgrounds", None, licence="GPL-2.0-or-later", megabytes=47),
         ),
-        photo_cutouts,
+        "photo_cutouts",
     ),
 }
 
@@ -94,7 +93,9 @@ def fetch(name: str, *, sources: Sequence[Path] = (), tell: Callable[[str], None
         tell("drawing and writing the pictures")
         made = Path(work) / "set"
         made.mkdir()
-        wanted.maker.write([members(package, file) for package, file in zip(wanted.packages, files, strict=True)], made)
+        import_module(f"mediant.tasks.foreign.{wanted.maker}").write(
+            [members(package, file) for package, file in zip(wanted.packages, files, strict=True)], made
+        )
         _sign(wanted, files, made)
         shutil.rmtree(folder, ignore_errors=True)
         made.replace(folder)
