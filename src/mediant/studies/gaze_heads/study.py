@@ -267,7 +267,8 @@ class _Run:
 
     @staticmethod
     def _beside_random(point: Callable[..., Json], k: int, beta: float) -> Json:
-        return point(k, beta) | {f"{name}_random": value for name, value in point(k, beta, random=True).items()}
+        beside = point(k, beta, random=True)
+        return point(k, beta) | {f"{name}_random": beside[name] for name in ("accuracy", "attributes", "as_published")}
 
     def _captions(self, strips: list[PanelStrip], heads: SiteSet, beta: float, name: str) -> list[Json]:
         return self._answers(f"settled/{name}", lambda: method.captions(self.subject, strips, self.config, heads, beta))
