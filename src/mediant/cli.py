@@ -305,13 +305,16 @@ def show_data(task: str, *, n: int = 3, seed: int = 0) -> None:
 @data_app.command(name="check")
 def check_data(file: Path, *, model: str = "smollm2-135m") -> None:
     """Check a .jsonl file of pairs against a model's tokenizer, pair by pair."""
-    from mediant.subject import load
+    from mediant.subject import Subject, load
     from mediant.tasks import pairs
     from mediant.tasks.encode import check_pairs
 
     task = pairs.read(file)
     _quiet_libraries()
-    wrong, odd = check_pairs(load(model), task.pairs)
+    subject = load(model)
+    if not isinstance(subject, Subject):
+        raise MediantError(f"{model} makes pictures; pairs of prompts are for language models")
+    wrong, odd = check_pairs(subject, task.pairs)
     wrong += pairs.repeated(task.pairs)
     for line in odd[:_SHOWN]:
         print(f"note: {line}", file=sys.stderr)

@@ -13,49 +13,27 @@ grows with the rows asked for, never with length squared. Biases are added to th
 the softmax; a cut edge gets weight exactly 0 and the rest is renormalised.
 """
 
-import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mediant.core.edge import AttentionEdge
 from mediant.core.errors import EditError, EditNeverFired
 from mediant.core.site import Site
 from mediant.core.span import Span
 from mediant.interventions.attention_call import AttentionContext, Call, call_of, noted_window
 from mediant.interventions.attention_function import AttentionFunction, replacing_attention
+from mediant.interventions.bias import CUT, Bias, bias, check_biases, cut
+from mediant.interventions.edge_masks import EdgeMasks, masking
 from mediant.interventions.execute import Firing
 from mediant.subject import Subject
+from mediant.subject.generator import ImageGenerator
 
-CUT = float("-inf")
-
-
-@dataclass(frozen=True)
-class Bias:
-    """Add `beta` to the logits of an attention edge; minus infinity cuts it.
-
-    Attributes:
-        steps: generated tokens (from 0) whose rows are biased; None means the query span decides alone.
-    """
-
-    edge: AttentionEdge
-    beta: float
-    steps: tuple[int, ...] | None = None
-
-
-def bias(edge: AttentionEdge, beta: float, *, steps: tuple[int, ...] | None = None) -> Bias:
-    """Strengthen (beta > 0) or weaken (beta < 0) an attention edge."""
-    return Bias(edge, beta, steps)
-
-
-def cut(edge: AttentionEdge, *, steps: tuple[int, ...] | None = None) -> Bias:
-    """Remove an attention edge; the remaining weights are renormalised."""
-    return Bias(edge, CUT, steps)
+__all__ = ["CUT", "Attending", "Bias", "ObservedRows", "Rows", "attending", "bias", "cut"]
 
 
 @dataclass(frozen=True)
@@ -96,11 +74,7 @@ class Attending:
     def __init__(self, subject: Subject, biases: Sequence[Bias], rows: Sequence[Rows]) -> None:
         self.subject, self.biases, self.forwards = subject, list(biases), 0
         self.rows = [ObservedRows(request) for request in rows]
-        for one in biases:
-            if math.isnan(one.beta) or one.beta == math.inf:
-                raise EditError(f"a bias must be a number, or minus infinity to cut, got {one.beta} on {one.edge}")
-        for layer, head in [(b.edge.layer, b.edge.head) for b in biases]:
-            subject.validate(Site("head_z", layer, head))
+        check_biases(subject, biases)
         for request in rows:
             for head in request.heads or (0,):
                 subject.validate(Site("head_z", request.layer, head))
@@ -111,8 +85,7 @@ class Attending:
 
     def firings(self) -> list[Firing]:
         """One report per bias; `change` is not measured for attention and reads 0."""
-        labels = [f"{'cut' if b.beta == CUT else f'bias {b.beta:+g}'} {b.edge}" for b in self.biases]
-        return [Firing(label, f, t, 0.0) for label, f, t in zip(labels, self._fired, self._tokens, strict=True)]
+        return [Firing(b.label, f, t, 0.0) for b, f, t in zip(self.biases, self._fired, self._tokens, strict=True)]
 
     def check(self) -> None:
         """Raise if a bias never acted although a forward ran."""
@@ -222,15 +195,29 @@ def _queries(call: Call, one: Bias) -> Bool[Tensor, "batch query"]:
     return found
 
 
-@contextmanager
-def attending(subject: Subject, biases: Sequence[Bias] = (), *, rows: Sequence[Rows] = ()) -> Iterator[Attending]:
-    """Bias or cut attention edges and observe attention rows for every forward inside the block.
+@overload
+def attending(
+    subject: Subject, biases: Sequence[Bias] = (), *, rows: Sequence[Rows] = ()
+) -> AbstractContextManager[Attending]: ...
+@overload
+def attending(subject: ImageGenerator, biases: Sequence[Bias] = ()) -> AbstractContextManager[EdgeMasks]: ...
+
+
+def attending(
+    subject: Subject | ImageGenerator, biases: Sequence[Bias] = (), *, rows: Sequence[Rows] = ()
+) -> AbstractContextManager[Attending] | AbstractContextManager[EdgeMasks]:
+    """Bias or cut attention edges, and in language models observe attention rows, for every forward inside the block.
 
     Raises:
         SubjectError: the attention implementation takes no masks.
         EditNeverFired: a forward ran and a bias touched nothing.
         EditError: every edge of some query was cut.
     """
+    return masking(subject, biases) if isinstance(subject, ImageGenerator) else _attending(subject, biases, rows)
+
+
+@contextmanager
+def _attending(subject: Subject, biases: Sequence[Bias], rows: Sequence[Rows]) -> Iterator[Attending]:
     attending_now = Attending(subject, biases, rows)
     batch = subject.window.batch
     changing = [attending_now] if biases else []

@@ -103,13 +103,10 @@ class AttentionContext(Protocol):
         ...
 
 
-def noted_window(context: AttentionContext, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Pre-hook of the entry module: note which columns this forward covers; its token ids."""
-    ids, cache = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
-    assert isinstance(ids, Tensor)  # noqa: S101 - a causal LM called with ids
-    context.subject.observe(ids, kwargs.get("attention_mask"), 0 if cache is None else cache.get_seq_length())
+def noted_window(context: AttentionContext, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Pre-hook of the entry module: note which columns this forward covers."""
+    context.subject.note_call(args, kwargs)
     context.forwards += 1
-    return ids
 
 
 def call_of(subject: Subject, module: nn.Module, tensors: "Sequence[Tensor | None]", more: "Mapping[str, Any]") -> Call:

@@ -37,11 +37,28 @@ class Activation:
     Attributes:
         values: one entry per captured token, shape (n, d), or (n, head, d) for all heads of a per-head site.
         rows, cols: which row and column of the batch each entry comes from, ordered by row, then column.
+        calls: where a picture is made in steps, each entry's step, doubled, plus 1 in the pass without the instruction; entries
+            are ordered by it first. None where there is one step.
     """
 
     values: Float[Tensor, "n *d"]
     rows: Int[Tensor, " n"]
     cols: Int[Tensor, " n"]
+    calls: Int[Tensor, " n"] | None = None
+
+    def at_step(self, step: int, *, guidance: int = 0) -> "Activation":
+        """The entries of one step of a picture, from the pass with the instruction (0) or the one without (1).
+
+        Raises:
+            EditError: nothing was captured in it.
+        """
+        calls = torch.zeros_like(self.rows) if self.calls is None else self.calls
+        then = calls == 2 * step + guidance
+        if not bool(then.any()):
+            raise EditError(
+                f"nothing was captured in step {step}, pass {guidance}; captured were {sorted(set(calls.tolist()))} / 2"
+            )
+        return Activation(self.values[then], self.rows[then], self.cols[then])
 
     def mean(self) -> "Float[Tensor, '*d']":
         """Mean over all captured tokens (token-agnostic mean ablation)."""
@@ -96,7 +113,8 @@ class Edit:
             project_out), a number (scale), a standard deviation (noise).
         features, index: work in this basis, on these features only; None means the site's own coordinates.
         rows: batch rows it applies to; None means all.
-        steps: generated tokens it applies to, from 0; None means all that its span covers.
+        steps: generated tokens, or steps of making a picture, that it applies to, from 0; None means all that its span covers.
+        guidance: the pass of a picture's step it applies to: 0 with the instruction, 1 without; None means both.
         places: rows and columns of a batch, where the caller has resolved the span already.
     """
 
@@ -110,6 +128,7 @@ class Edit:
     steps: tuple[int, ...] | None = None
     seed: int = 0
     places: tuple[Int[Tensor, " n"], Int[Tensor, " n"]] | None = None
+    guidance: int | None = None
 
     @property
     def label(self) -> str:
@@ -195,6 +214,7 @@ class Where:
     index: tuple[int, ...] | None = None
     rows: tuple[int, ...] | None = None
     steps: tuple[int, ...] | None = None
+    guidance: int | None = None
 
 
 EVERYWHERE = Where()
@@ -204,7 +224,10 @@ def _edit(kind: Kind, site: Site | str, span: Span | str, value: Values, where: 
     if not isinstance(site, Site | str):
         raise EditError(f"{kind} starts with a site such as 'resid_post.12', got {type(site).__name__}")
     place = Site.parse(site) if isinstance(site, str) else site
-    return Edit(place, Span.of(span), kind, torch.as_tensor(value), where.features, where.index, where.rows, where.steps, seed)
+    return Edit(
+        place, Span.of(span), kind, torch.as_tensor(value), where.features, where.index, where.rows, where.steps, seed,
+        guidance=where.guidance,
+    )  # fmt: skip
 
 
 def swap(site: Site | str, span: Span | str, source: Activation, where: Where = EVERYWHERE) -> Edit:

@@ -24,8 +24,9 @@ from mediant.core.errors import EditError, EditNeverFired, OutOfRange
 from mediant.core.site import Site
 from mediant.core.span import Span
 from mediant.interventions.edits import Activation, Edit, Targets
-from mediant.interventions.taps import Tap, first_input, tap, with_first_input
+from mediant.interventions.taps import Tap, first_input, taps, with_first_input
 from mediant.subject import Batch, Subject
+from mediant.subject.open_model import OpenModel
 
 Place = tuple[Site, Span]
 
@@ -70,40 +71,46 @@ class _Count:
 
 
 @dataclass
-class _Line:
-    """One edit or capture on one tap."""
+class _Order:
+    """One edit or capture, and what came of it."""
 
-    tap: Tap
     site: Site
     span: Span
     edit: Edit | None = None
     count: _Count = field(default_factory=_Count)
-    seen: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    seen: list[tuple[Tensor, Tensor, Tensor, int]] = field(default_factory=list)
+
+
+@dataclass
+class _Line:
+    """An order on one of the taps of its site."""
+
+    tap: Tap
+    order: _Order
 
 
 class Active:
     """The edits and captures of one context, and what came of them."""
 
-    def __init__(self, subject: Subject, edits: Sequence[Edit], capture: Sequence[Place]) -> None:
+    def __init__(self, subject: OpenModel, edits: Sequence[Edit], capture: Sequence[Place]) -> None:
         self.subject = subject
         self.forwards = 0
-        self._lines = [_Line(tap(subject, e.site), e.site, e.span, e) for e in edits]
-        self._lines += [_Line(tap(subject, site), site, span) for site, span in capture]
+        self._orders = [*(_Order(e.site, e.span, e) for e in edits), *(_Order(site, span) for site, span in capture)]
+        self._lines = [_Line(tap, order) for order in self._orders for tap in taps(subject, order.site)]
         self._memory: dict[nn.Module, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
     def captured(self) -> "Captured":
         """Captured activations by (site, span), in the order of the batch."""
         result = Captured()
-        for line in self._lines:
-            if line.edit is None and line.seen:
-                values, rows, cols = (torch.cat(parts) for parts in zip(*line.seen, strict=True))
-                result[line.site, line.span] = _in_order(values, rows, cols)
+        for order in self._orders:
+            if order.edit is None and order.seen:
+                result[order.site, order.span] = _in_order(order.seen)
         return result
 
     def firings(self) -> list[Firing]:
         """One report per edit."""
-        return [_report(line) for line in self._lines if line.edit is not None]
+        return [_report(order.edit, order.count) for order in self._orders if order.edit is not None]
 
     def check(self) -> None:
         """Raise if a forward ran and an edit did not act in it.
@@ -111,7 +118,7 @@ class Active:
         Raises:
             EditNeverFired: naming the edits.
         """
-        edits = [(line.edit, line.count) for line in self._lines if line.edit is not None]
+        edits = [(order.edit, order.count) for order in self._orders if order.edit is not None]
         silent = [edit.label for edit, count in edits if not edit.empty and not count.forwards]
         if self.forwards and silent:
             raise EditNeverFired(
@@ -121,11 +128,13 @@ class Active:
 
     def attach(self) -> None:
         """Lay the hooks."""
+        self.subject.check_hooks()
         self._hook(self.subject.entry, self._note_window, before=True)
-        grouped: dict[tuple[nn.Module, str], list[_Line]] = {}
+        grouped: dict[tuple[nn.Module, str, str, int], list[_Line]] = {}
         for line in self._lines:
-            grouped.setdefault((line.tap.module, line.tap.side), []).append(line)
-        for (module, side), lines in grouped.items():
+            tap = line.tap
+            grouped.setdefault((tap.module, tap.side, tap.keyword, tap.member), []).append(line)
+        for (module, side, *_), lines in grouped.items():
             self._hook(module, _on_input(self, lines) if side == "input" else _on_output(self, lines), before=side == "input")
         # After the edits: what is remembered is what the module really gets.
         for line in self._lines:
@@ -148,11 +157,7 @@ class Active:
             self._handles.append(module.register_forward_hook(function, with_kwargs=True))
 
     def _note_window(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        cache = kwargs.get("past_key_values")
-        if ids is None:
-            raise EditError("edits need input_ids: a forward from inputs_embeds has no tokens to resolve spans on")
-        self.subject.observe(ids, kwargs.get("attention_mask"), 0 if cache is None else cache.get_seq_length())
+        self.subject.note_call(args, kwargs)
         self.forwards += 1
 
     def remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -162,21 +167,28 @@ class Active:
     def pass_by(self, lines: list[_Line], raw: Tensor) -> Tensor:
         """Apply the edits and captures of one tap to the tensor that passes."""
         for line in lines:
+            tap, order = line.tap, line.order
             targets = self._targets(line, raw)
             if not len(targets.rows):
                 continue
-            offset = self.subject.window.offset
-            at = (targets.rows.to(raw.device), (targets.cols - offset).to(raw.device))
-            memory = self._memory.get(line.tap.partner) if line.tap.partner is not None else None
-            old = line.tap.gather(raw, at, line.site.head, memory) + self._changes(line, at)
-            if line.edit is None:
-                line.seen.append((old, targets.rows, targets.cols))
+            first, _ = self.subject.window.part(tap.stream)
+            at = (targets.rows.to(raw.device), (targets.cols - first).to(raw.device))
+            memory = self._memory.get(tap.partner) if tap.partner is not None else None
+            old = tap.gather(raw, at, order.site.head, memory) + self._changes(line, at)
+            if order.edit is None:
+                order.seen.append((old, targets.rows, targets.cols, self._call))
                 continue
-            new = line.edit.apply(old, targets)
-            raw = line.tap.scatter(raw, at, line.site.head, old, new, memory)
+            new = order.edit.apply(old, targets)
+            raw = tap.scatter(raw, at, order.site.head, old, new, memory)
             self._note_change(line, raw, at, new - old)
-            line.count.add(old, new, targets.steps)
+            order.count.add(old, new, targets.steps)
         return raw
+
+    @property
+    def _call(self) -> int:
+        """Number of the forward in progress, where each makes a step of its own; language models have one timeline."""
+        window = self.subject.window
+        return 0 if window.step is None else 2 * window.step + window.guidance
 
     def _changes(self, line: _Line, at: tuple[Tensor, Tensor]) -> Tensor | float:
         """What was written to this part of the output before, in this forward."""
@@ -186,17 +198,17 @@ class Active:
         if written is None:
             return 0.0
         found = written[at[0], at[1]]
-        return found if line.site.head is None else found[:, line.site.head]
+        return found if line.order.site.head is None else found[:, line.order.site.head]
 
     def _note_change(self, line: _Line, raw: Tensor, at: tuple[Tensor, Tensor], change: Tensor) -> None:
         if not line.tap.keeps_changes:
             return
         n_heads = self.subject.shape.n_heads
         written = self.subject.window.written.setdefault(line.tap.module, raw.new_zeros(*raw.shape[:2], n_heads, raw.shape[2]))
-        if line.site.head is None:
+        if line.order.site.head is None:
             written[at[0], at[1]] += change
         else:
-            written[at[0], at[1], line.site.head] += change
+            written[at[0], at[1], line.order.site.head] += change
 
     def _targets(self, line: _Line, raw: Tensor) -> Targets:
         """The tokens of this forward that a line concerns."""
@@ -208,15 +220,23 @@ class Active:
                 f"a forward ran on {raw.shape[0]} rows, the declared batch has {batch.n_rows}; beams and several return "
                 "sequences are not supported under edits"
             )
-        edit = line.edit
+        edit = line.order.edit
         wrong = [row for row in (edit.rows or () if edit else ()) if not 0 <= row < batch.n_rows]
         if edit is not None and wrong:
             raise OutOfRange(f"{edit.label}: rows {wrong[:5]} do not exist, this batch has rows 0 to {batch.n_rows - 1}")
-        rows, cols = edit.places if edit and edit.places else batch.locate(line.span, edit.rows if edit else None)
+        rows, cols = edit.places if edit and edit.places else batch.locate(line.order.span, edit.rows if edit else None)
         total, steps = len(rows), frozenset[int]()
-        if edit is not None and (edit.steps is not None or edit.empty):
+        if window.step is not None:
+            steps = frozenset({window.step})
+            if edit is not None and (edit.empty or not self._scheduled(edit, window.step) or not self._guided(edit)):
+                rows, cols = rows[:0], cols[:0]
+        elif edit is not None and (edit.steps is not None or edit.empty):
             rows, cols = rows[:0], cols[:0]
-        grows = line.span.name in ("all", "generated") and (edit is None or not (edit.places or edit.empty))
+        grows = (
+            window.step is None
+            and line.order.span.name in ("all", "generated")
+            and (edit is None or not (edit.places or edit.empty))
+        )
         if grows and window.offset + window.width > batch.n_cols:
             first = max(batch.n_cols, window.offset)
             wanted = [c for c in range(first, window.offset + window.width) if self._scheduled(edit, c - batch.n_cols)]
@@ -225,36 +245,42 @@ class Active:
             extra = torch.tensor([(r, c) for r in which for c in wanted], dtype=torch.long, device=rows.device).reshape(-1, 2)
             rows, cols = torch.cat([rows, extra[:, 0]]), torch.cat([cols, extra[:, 1]])
             total = len(rows)
-        inside = (cols >= window.offset) & (cols < window.offset + window.width)
+        first, width = window.part(line.tap.stream)
+        inside = (cols >= first) & (cols < first + width)
         rows, cols = rows[inside], cols[inside]
         positions = cols - torch.tensor(batch.start, device=cols.device)[rows]
         prompts = rows % (batch.n_rows // batch.copies)
         return Targets(rows, cols, prompts, positions, torch.nonzero(inside).flatten(), total, steps)
+
+    def _guided(self, edit: Edit) -> bool:
+        return edit.guidance is None or edit.guidance == self.subject.window.guidance
 
     @staticmethod
     def _scheduled(edit: Edit | None, step: int) -> bool:
         return edit is None or edit.steps is None or step in edit.steps
 
 
-def _in_order(values: Tensor, rows: Tensor, cols: Tensor) -> Activation:
-    """By row, then column. Without a cache every forward sees the earlier tokens again; each is kept once, as last seen."""
-    key = (rows * (int(cols.max()) + 1) + cols).flip(0)
+def _in_order(seen: list[tuple[Tensor, Tensor, Tensor, int]]) -> Activation:
+    """By call, row, then column. Without a cache every forward sees the earlier tokens again; each is kept once, as last seen."""
+    values, rows, cols = (torch.cat(parts) for parts in zip(*(each[:3] for each in seen), strict=True))
+    calls = torch.cat([torch.full_like(each[1], each[3]) for each in seen])
+    key = ((calls * (int(rows.max()) + 1) + rows) * (int(cols.max()) + 1) + cols).flip(0)
     _, first = np.unique(key.cpu().numpy(), return_index=True)
     order = len(key) - 1 - torch.from_numpy(first)
-    return Activation(values[order.to(values.device)], rows[order.to(rows.device)], cols[order.to(cols.device)])
+    kept = order.to(rows.device)
+    return Activation(values[order.to(values.device)], rows[kept], cols[kept], calls[kept] if int(calls.max()) else None)
 
 
-def _report(line: _Line) -> Firing:
-    assert line.edit is not None  # noqa: S101 - callers filter
-    count = line.count
+def _report(edit: Edit, count: _Count) -> Firing:
     change = float(torch.stack([c.cpu() for c in count.change]).mean()) if count.change else 0.0
-    missed = tuple(sorted(set(line.edit.steps or ()) - count.steps))
-    return Firing(line.edit.label, count.forwards, count.tokens, change, missed)
+    missed = tuple(sorted(set(edit.steps or ()) - count.steps))
+    return Firing(edit.label, count.forwards, count.tokens, change, missed)
 
 
 def _on_input(active: Active, lines: list[_Line]) -> Any:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return with_first_input(args, kwargs, active.pass_by(lines, first_input(args, kwargs)))
+        keyword = lines[0].tap.keyword
+        return with_first_input(args, kwargs, active.pass_by(lines, first_input(args, kwargs, keyword)), keyword)
 
     return hook
 
@@ -264,14 +290,15 @@ def _on_output(active: Active, lines: list[_Line]) -> Any:
         if any(line.tap.partner is module for line in lines):
             active.remember(module, args, kwargs)
         if isinstance(output, tuple):
-            return (active.pass_by(lines, output[0]), *output[1:])
+            member = lines[0].tap.member
+            return (*output[:member], active.pass_by(lines, output[member]), *output[member + 1 :])
         return active.pass_by(lines, output)
 
     return hook
 
 
 @contextmanager
-def edit(subject: Subject, *edits: Edit | Sequence[Edit], capture: Sequence[Place] = ()) -> Iterator[Active]:
+def edit(subject: OpenModel, *edits: Edit | Sequence[Edit], capture: Sequence[Place] = ()) -> Iterator[Active]:
     """Put edits, given singly or as lists, in force for every forward inside the block, whoever calls it.
 
     Raises:

@@ -153,7 +153,8 @@ class Looking:
 
     def note_window(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the entry module: this forward's step and each row's target."""
-        ids = noted_window(self, args, kwargs)
+        noted_window(self, args, kwargs)
+        ids: Tensor = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         self._shown.clear()
         window = self.subject.window
         assert window.batch is not None  # noqa: S101 - just noted

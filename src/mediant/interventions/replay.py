@@ -24,7 +24,7 @@ from mediant.core.span import Span
 from mediant.interventions.edits import Edit
 from mediant.interventions.execute import Captured, Output, Place, edit, run
 from mediant.subject import Batch, Subject
-from mediant.subject.subject import Window
+from mediant.subject.open_model import Window
 
 # What layers call the key/value cache they are given.
 CACHES = ("past_key_values", "layer_past")

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from mediant.core.site import Site
 from mediant.subject import Subject
+from mediant.subject.families.two_streams import StreamPlace
+from mediant.subject.open_model import OpenModel
 
 Where = tuple[Int[Tensor, " n"], Int[Tensor, " n"]]
 
@@ -34,6 +36,9 @@ class Tap:
         derive: turns (remembered input at the tokens, output at the tokens) into the site's value.
         keeps_changes: whether what was written before must be added to what `derive` gives, because the output does not
             tell it apart from other parts.
+        stream: which columns pass here, where text and image have modules of their own; see `Window.part`.
+        keyword: the argument it is, for inputs given by name.
+        member: which of several outputs it is.
     """
 
     module: nn.Module
@@ -44,6 +49,9 @@ class Tap:
     partner: nn.Module | None = None
     derive: Callable[[Tensor, Tensor], Tensor] | None = None
     keeps_changes: bool = False
+    stream: Literal["", "text", "image"] = ""
+    keyword: str = "hidden_states"
+    member: int = 0
 
     def gather(self, raw: Float[Tensor, "batch pos width"], at: Where, head: int | None, memory: Tensor | None) -> Tensor:
         """The site's values at some tokens, shape (n, d) or (n, head, d)."""
@@ -93,8 +101,27 @@ class Tap:
         return result
 
 
+def taps(model: OpenModel, site: Site) -> tuple[Tap, ...]:
+    """How to reach `site` in a model: one tap, or one for each stream where text and image have modules of their own.
+
+    Raises:
+        SubjectError, OutOfRange: the model does not have the site.
+    """
+    if isinstance(model, Subject):
+        return (tap(model, site),)
+    model.validate(site)
+    return tuple(_found(model, place) for place in model.family.places(site, model.shape))
+
+
+def _found(model: OpenModel, place: StreamPlace) -> Tap:
+    module = model.model.get_submodule(place.module)
+    return Tap(
+        module, place.side, heads=place.heads, part=place.part, stream=place.stream, keyword=place.keyword, member=place.member
+    )
+
+
 def tap(subject: Subject, site: Site) -> Tap:
-    """How to reach `site` in this subject.
+    """How to reach `site` in a language model.
 
     Raises:
         SubjectError, OutOfRange: the subject does not have the site.
@@ -167,15 +194,17 @@ def _head_result(subject: Subject, project: nn.Module, head: int | None) -> Call
     return derive
 
 
-def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def first_input(args: tuple[Any, ...], kwargs: dict[str, Any], keyword: str = "hidden_states") -> Tensor:
     """The hidden states among a module call's arguments, however they were passed."""
-    found = args[0] if args else kwargs["hidden_states"]
+    found = kwargs[keyword] if keyword in kwargs else args[0]
     assert isinstance(found, Tensor)  # noqa: S101 - families name only modules called with hidden states
     return found
 
 
-def with_first_input(args: tuple[Any, ...], kwargs: dict[str, Any], new: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def with_first_input(
+    args: tuple[Any, ...], kwargs: dict[str, Any], new: Tensor, keyword: str = "hidden_states"
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The same arguments with other hidden states."""
-    if args:
-        return (new, *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": new}
+    if keyword in kwargs:
+        return args, {**kwargs, keyword: new}
+    return (new, *args[1:]), kwargs

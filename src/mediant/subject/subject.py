@@ -5,9 +5,8 @@ batch = lm.encode(["When Mary and John went to the store, John gave a drink to"]
 lm.family, lm.shape.n_layers, lm.generate(batch, max_new_tokens=3)
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,69 +14,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mediant.core.errors import SubjectError, TaskError
+from mediant.core.errors import EditError, SubjectError, TaskError
 from mediant.core.pair import Prompt
-from mediant.core.site import Site
 from mediant.subject.batch import Batch, Side, Tokens, bare_batch, collate, tokenize
-from mediant.subject.families import Family, Shape
+from mediant.subject.families import Family
+from mediant.subject.open_model import OpenModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass
-class Window:
-    """Which columns of which batch the forward in progress covers: `[offset, offset + width)`.
+@dataclass(eq=False, kw_only=True)
+class Subject(OpenModel):
+    """A decoder-only language model with named parts."""
 
-    `declared` says that a caller named the batch; otherwise each forward that begins at column 0
-    makes its own. `written` holds what edits added to single heads' contributions in this forward: module -> (row, column,
-    head, d_model).
-    """
-
-    batch: Batch | None = None
-    offset: int = 0
-    width: int = 0
-    declared: bool = False
-    written: dict[nn.Module, Tensor] = field(default_factory=dict)
-
-
-@dataclass
-class Work:
-    """Forward work done so far, in tokens x layers; divide by a prompt's own for full forwards."""
-
-    token_layers: int = 0
-
-
-@dataclass(eq=False)
-class Subject:
-    """A decoder-only language model with named parts.
-
-    The model is only ever read and hooked: no weight is folded, renamed or replaced. `in_force` lists the contexts that
-    change what it computes now, outermost first.
-    """
-
-    name: str
-    model: nn.Module
     tokenizer: "PreTrainedTokenizerBase"
     family: Family
-    shape: Shape
-    fingerprint: str = ""
-    window: Window = field(default_factory=Window)
-    attending: list[Any] = field(default_factory=list)
-    in_force: list[object] = field(default_factory=list)
-    work: Work = field(default_factory=Work)
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids go in; with `device_map` other layers may live elsewhere."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Floating-point type of the weights."""
-        dtype: torch.dtype = next(self.model.parameters()).dtype
-        return dtype
 
     @cached_property
     def layers(self) -> list[nn.Module]:
@@ -99,16 +51,6 @@ class Subject:
     def entry(self) -> nn.Module:
         """The module that is given token ids; in models of text alone the same one."""
         return self.family.entry_of(self.model)
-
-    def validate(self, site: Site | str) -> Site:
-        """The site, after checking that this subject has it; text is read as `KIND.LAYER.HEAD`."""
-        site = Site.parse(site) if isinstance(site, str) else site
-        self.family.validate(site, self.shape)
-        return site
-
-    def heads(self) -> list[Site]:
-        """Every query head as a `head_z` site."""
-        return [Site("head_z", la, h) for la in range(self.shape.n_layers) for h in range(self.shape.n_heads)]
 
     def tokenize(self, prompt: Prompt | str) -> Tokens:
         """Token ids and token spans of a prompt."""
@@ -215,17 +157,20 @@ class Subject:
         own = {} if self.family.own_positions else {"position_ids": batch.position_ids}
         return {"input_ids": batch.ids, "attention_mask": batch.mask.long(), **own, **batch.inputs}
 
-    @contextmanager
-    def reading(self, batch: Batch) -> Iterator[None]:
-        """Declare the batch that forwards inside this block run on, so spans can be resolved."""
-        before, self.window = self.window, Window(batch, 0, batch.n_cols, declared=True)
-        try:
-            yield
-        finally:
-            self.window = before
+    def note_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Note which columns the forward that begins covers, from what its entry is given.
+
+        Raises:
+            EditError: it is given embeddings instead of token ids.
+        """
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        cache = kwargs.get("past_key_values")
+        if ids is None:
+            raise EditError("edits need input_ids: a forward from inputs_embeds has no tokens to resolve spans on")
+        self.observe(ids, kwargs.get("attention_mask"), 0 if cache is None else cache.get_seq_length())
 
     def observe(self, ids: Tensor, mask: Tensor | None, offset: int) -> None:
-        """Note the columns a forward covers; called by the hook on the base module."""
+        """Note the columns a forward covers."""
         window = self.window
         window.written.clear()
         if window.batch is None or (offset == 0 and not window.declared):

@@ -17,7 +17,8 @@ from dataclasses import replace
 import torch
 
 from mediant.core.errors import EditError
-from mediant.subject.subject import Subject, Window, Work
+from mediant.subject.open_model import Window, Work
+from mediant.subject.subject import Subject
 
 MOST = 2
 

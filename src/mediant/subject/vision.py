@@ -36,7 +36,7 @@ MOST_PIXELS = 64_000_000
 _PLAIN = "{image}\n{question}\n"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class VisionSubject(Subject):
     """A subject with eyes.
 

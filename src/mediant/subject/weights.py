@@ -23,15 +23,35 @@ from mediant.subject.catalogue import cache_dir
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.bin.index.json")
 ONE_FILE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+_DIFFUSERS = "diffusion_pytorch_model"
 # A file changed within the resolution of file times keeps its times, so a fresh one is hashed again.
 _SETTLED_NS = 2_000_000_000
 _GGUF_SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _GGUF_STRING, _GGUF_ARRAY, _GGUF_UINT32 = 8, 9, 4
 
 
-def check_folder(path: Path | str) -> list[Path]:
+def check_pipeline(path: Path) -> list[Path]:
+    """The safetensors files of all parts of a diffusion pipeline's folder.
+
+    Raises:
+        UnsafeWeights: a part has pickles only.
+        SubjectError: a part without weights, or with some that are missing or not whole.
+    """
+    parts = sorted(entry for entry in path.iterdir() if (entry / "config.json").is_file())
+    found = []
+    for part in parts:
+        of_library = any(entry.name.startswith(_DIFFUSERS) for entry in part.iterdir())
+        found += check_folder(part, stem=_DIFFUSERS if of_library else "model")
+    if not found:
+        raise SubjectError(f"{path} has no parts with weights; expected folders such as transformer and vae")
+    return found
+
+
+def check_folder(path: Path | str, *, stem: str = "model") -> list[Path]:
     """The safetensors files that make up the model in a folder, in the order of names.
+
+    Args:
+        stem: how the names of its weight files begin.
 
     Raises:
         UnsafeWeights: the weights are there as pickles only.
@@ -41,7 +61,7 @@ def check_folder(path: Path | str) -> list[Path]:
     if not folder.is_dir():
         raise SubjectError(f"{folder} is not a folder; expected one with config.json, {ONE_FILE} and tokenizer files")
     names = sorted(entry.name for entry in folder.iterdir())
-    parts = _weight_files(folder, names)
+    parts = _weight_files(folder, names, stem)
     if "config.json" not in names:
         raise SubjectError(f"{folder} has no config.json, which says how the model is built; {_found(names)}")
     for part in parts:
@@ -90,11 +110,12 @@ def check_gguf(path: Path | str, sha256: str | None = None) -> None:
         )
 
 
-def _weight_files(folder: Path, names: list[str]) -> list[Path]:
-    if ONE_FILE in names:
-        return [folder / ONE_FILE]
-    if INDEX in names:
-        return [folder / shard for shard in _shards(folder / INDEX)]
+def _weight_files(folder: Path, names: list[str], stem: str) -> list[Path]:
+    one, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    if one in names:
+        return [folder / one]
+    if index in names:
+        return [folder / shard for shard in _shards(folder / index)]
     pickles = sorted({entry.name for pattern in PICKLES for entry in folder.glob(pattern)})
     if pickles:
         raise UnsafeWeights(
@@ -104,7 +125,7 @@ def _weight_files(folder: Path, names: list[str]) -> list[Path]:
         )
     if any(name.endswith(".gguf") for name in names):
         raise SubjectError(f"{folder} holds GGUF weights: give the .gguf file itself; {_found(names)}")
-    raise SubjectError(f"{folder} has no weights: expected {ONE_FILE}, or {INDEX} with its parts; {_found(names)}")
+    raise SubjectError(f"{folder} has no weights: expected {one}, or {index} with its parts; {_found(names)}")
 
 
 def _shards(index: Path) -> list[str]:

@@ -20,7 +20,7 @@ from mediant.subject.families.sight import Sight
 class Shape:
     """Sizes of a subject. Query heads number `n_heads`, key/value heads `n_kv_heads`.
 
-    `parallel` says that attention and MLP of a block read the same stream.
+    `parallel` says that attention and MLP of a block read the same stream; `n_double` how many blocks have text and image apart.
     """
 
     n_layers: int
@@ -31,6 +31,7 @@ class Shape:
     d_mlp: int
     n_vocab: int
     parallel: bool = False
+    n_double: int = 0
 
     @property
     def group(self) -> int:

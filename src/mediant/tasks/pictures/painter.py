@@ -19,7 +19,10 @@ from mediant.tasks.pictures.scene import STYLES
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
-PALETTE: dict[str, tuple[int, int, int]] = {
+RGB = tuple[int, int, int]
+# The name of a colour of the palette, or any other by its red, green and blue from 0 to 255.
+Colour = str | RGB
+PALETTE: dict[str, RGB] = {
     "red": (214, 48, 49), "orange": (240, 134, 40), "yellow": (247, 209, 60), "green": (62, 158, 79), "blue": (54, 110, 204),
     "purple": (140, 80, 178), "pink": (240, 142, 178), "white": (250, 250, 248), "black": (34, 34, 40), "grey": (142, 148, 158),
     "brown": (140, 96, 62), "cream": (250, 232, 200), "sky": (168, 214, 242), "sand": (238, 214, 158), "leaf": (98, 150, 82),
@@ -54,26 +57,26 @@ class Painter:
         self.canvas.scale(self.fine, self.fine)
         self.canvas.clear(skia.ColorTRANSPARENT if bare else skia.Color(*DARK.get(style, PALETTE["white"])))
 
-    def backdrop(self, path: Any, colour: str) -> None:
+    def backdrop(self, path: Any, colour: Colour) -> None:
         """A part of the scenery: quieter than a shape in the styles that draw by line."""
         if self.style in DARK:
-            self.canvas.drawPath(path, self._stroke(_mixed(colour, DARK[self.style], 0.55), 0.008))
+            self.canvas.drawPath(path, self._stroke(_mixed(rgb_of(colour), DARK[self.style], 0.55), 0.008))
         elif self.style == "outline":
             self.canvas.drawPath(path, self._fill(PALETTE["white"]))
             self.canvas.drawPath(path, self._stroke((176, 176, 176), 0.008))
         elif self.style == "hatched":
-            self.canvas.drawPath(path, self._fill(_mixed(colour, PALETTE["white"], 0.3)))
+            self.canvas.drawPath(path, self._fill(_mixed(rgb_of(colour), PALETTE["white"], 0.3)))
         else:
-            self.canvas.drawPath(path, self._fill(PALETTE[colour]))
+            self.canvas.drawPath(path, self._fill(rgb_of(colour)))
 
-    def shape(self, path: Any, colour: str) -> None:
+    def shape(self, path: Any, colour: Colour) -> None:
         """A closed shape."""
         draw = getattr(self, f"_{self.style}", self._flat)
-        draw(path, PALETTE[colour])
+        draw(path, rgb_of(colour))
 
-    def line(self, path: Any, colour: str, width: float) -> None:
+    def line(self, path: Any, colour: Colour, width: float) -> None:
         """A line of some width in unit coordinates."""
-        rgb = PALETTE[colour]
+        rgb = rgb_of(colour)
         if self.style == "neon":
             self._glow(path, _bright(rgb), width / 2)
         else:
@@ -123,7 +126,7 @@ class Painter:
 
     def _outline(self, path: Any, rgb: tuple[int, int, int]) -> None:
         self._flat(path, PALETTE["white"])
-        self.canvas.drawPath(path, self._stroke(_mixed_rgb(rgb, PALETTE["black"], 0.65), _edge(path, 0.014)))
+        self.canvas.drawPath(path, self._stroke(_mixed(rgb, PALETTE["black"], 0.65), _edge(path, 0.014)))
 
     def _hatched(self, path: Any, rgb: tuple[int, int, int]) -> None:
         self._flat(path, PALETTE["white"])
@@ -152,7 +155,7 @@ class Painter:
         self.canvas.drawPath(path, self._stroke(rgb, width))
 
     def _chalk(self, path: Any, rgb: tuple[int, int, int]) -> None:
-        self.canvas.drawPath(path, self._fill(_mixed_rgb(rgb, DARK["chalk"], 0.35)))
+        self.canvas.drawPath(path, self._fill(_mixed(rgb, DARK["chalk"], 0.35)))
         dusty = self._stroke(_bright(rgb), _edge(path, 0.014))
         dusty.setPathEffect(skia.DiscretePathEffect.Make(0.02, 0.004))
         self.canvas.drawPath(path, dusty)
@@ -164,11 +167,12 @@ def _edge(path: Any, width: float) -> float:
     return float(min(width, 0.12 * min(bounds.width(), bounds.height())))
 
 
-def _mixed(colour: str, other: tuple[int, int, int], share: float) -> tuple[int, ...]:
-    return _mixed_rgb(PALETTE[colour], other, share)
+def rgb_of(colour: Colour) -> RGB:
+    """Red, green and blue of a colour."""
+    return PALETTE[colour] if isinstance(colour, str) else colour
 
 
-def _mixed_rgb(rgb: tuple[int, ...], other: tuple[int, ...], share: float) -> tuple[int, ...]:
+def _mixed(rgb: tuple[int, ...], other: tuple[int, ...], share: float) -> tuple[int, ...]:
     return tuple(round(share * a + (1 - share) * b) for a, b in zip(rgb, other, strict=True))
 
 

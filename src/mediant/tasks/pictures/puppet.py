@@ -14,13 +14,15 @@ from typing import Any
 
 import skia
 
+from mediant.tasks.pictures.painter import Colour
+
 
 @dataclass(frozen=True)
 class Part:
     """One shape, or with a width one line."""
 
     path: Any
-    colour: str
+    colour: Colour
     width: float = 0.0
 
 
@@ -70,12 +72,16 @@ def block(left: float, top: float, right: float, bottom: float, corner: float = 
     return skia.Path().addRoundRect(skia.Rect.MakeLTRB(left, top, right, bottom), corner, corner)
 
 
-def puppet(character: str, action: str) -> tuple[list[Part], Pose]:
-    """The parts of a character from back to front, standing upright, and the pose that moves them as a whole."""
-    pose, colour = POSES[action], BODIES[character]
+def puppet(character: str, action: str, *, coat: Colour | None = None, belly: Colour | None = None) -> tuple[list[Part], Pose]:
+    """The parts of a character from back to front, standing upright, and the pose that moves them as a whole.
+
+    Args:
+        coat, belly: colours of this one, where they are not those of its kind.
+    """
+    pose, colour = POSES[action], coat or BODIES[character]
     parts = BEHIND.get(character, _nothing)(colour)
     parts += [Part(_limb(side, angle, SHOULDER if i < 2 else HIP), colour, 0.09) for i, (side, angle) in enumerate(_limbs(pose))]
-    parts += [Part(circle(0, 0.1, 0.17, 0.22), colour), Part(circle(0, 0.13, 0.1, 0.14), _belly(character))]
+    parts += [Part(circle(0, 0.1, 0.17, 0.22), colour), Part(circle(0, 0.13, 0.1, 0.14), belly or _belly(character))]
     parts += HEADS[character](colour)
     return [*parts, *_eyes(character, asleep=pose.asleep)], pose
 
@@ -113,15 +119,15 @@ def _eyes(character: str, *, asleep: bool) -> list[Part]:
     return white + [Part(circle(x + s * 0.085, at, size * 0.5), "black") for s in (-1, 1)]
 
 
-def _nothing(colour: str) -> list[Part]:  # noqa: ARG001
+def _nothing(colour: Colour) -> list[Part]:  # noqa: ARG001
     return []
 
 
-def _face(colour: str) -> Part:
+def _face(colour: Colour) -> Part:
     return Part(circle(*HEAD), colour)
 
 
-def _ears(colour: str, shape: Callable[[int], Any]) -> list[Part]:
+def _ears(colour: Colour, shape: Callable[[int], Any]) -> list[Part]:
     return [Part(shape(side), colour) for side in (-1, 1)]
 
 
@@ -129,22 +135,22 @@ def _pointed(side: int) -> Any:
     return polygon((side * 0.06, -0.47), (side * 0.2, -0.38), (side * 0.2, -0.62))
 
 
-def _fox(colour: str) -> list[Part]:
+def _fox(colour: Colour) -> list[Part]:
     snout = polygon((-0.12, -0.25), (0.12, -0.25), (0, -0.08))
     return [*_ears(colour, _pointed), _face(colour), Part(snout, "white"), Part(circle(0, -0.1, 0.03), "black")]
 
 
-def _cat(colour: str) -> list[Part]:
+def _cat(colour: Colour) -> list[Part]:
     whiskers = [Part(stroke((s * 0.08, -0.2), (s * 0.26, -0.2 + d)), "grey", 0.012) for s in (-1, 1) for d in (-0.04, 0.04)]
     return [*_ears(colour, _pointed), _face(colour), *whiskers, Part(polygon((-0.03, -0.22), (0.03, -0.22), (0, -0.18)), "pink")]
 
 
-def _robot(colour: str) -> list[Part]:
+def _robot(colour: Colour) -> list[Part]:
     antenna = [Part(stroke((0, -0.5), (0, -0.62)), "black", 0.025), Part(circle(0, -0.64, 0.04), "red")]
     return [*antenna, Part(block(-0.21, -0.5, 0.21, -0.12, 0.03), colour), Part(block(-0.12, -0.22, 0.12, -0.17), "black")]
 
 
-def _frog(colour: str) -> list[Part]:
+def _frog(colour: Colour) -> list[Part]:
     bulges = _ears(colour, lambda side: circle(side * 0.085, -0.47, 0.1))
     return [
         *bulges,
@@ -153,12 +159,12 @@ def _frog(colour: str) -> list[Part]:
     ]
 
 
-def _bear(colour: str) -> list[Part]:
+def _bear(colour: Colour) -> list[Part]:
     snout = [Part(circle(0, -0.23, 0.09, 0.07), "cream"), Part(circle(0, -0.26, 0.03), "black")]
     return [*_ears(colour, lambda side: circle(side * 0.17, -0.47, 0.08)), _face(colour), *snout]
 
 
-def _rabbit(colour: str) -> list[Part]:
+def _rabbit(colour: Colour) -> list[Part]:
     inner = _ears("pink", lambda side: circle(side * 0.09, -0.6, 0.03, 0.12))
     return [
         *_ears(colour, lambda side: circle(side * 0.09, -0.6, 0.06, 0.18)),
@@ -168,17 +174,17 @@ def _rabbit(colour: str) -> list[Part]:
     ]
 
 
-def _owl(colour: str) -> list[Part]:
+def _owl(colour: Colour) -> list[Part]:
     return [*_ears(colour, _pointed), _face(colour), Part(polygon((-0.05, -0.24), (0.05, -0.24), (0, -0.14)), "orange")]
 
 
-def _pig(colour: str) -> list[Part]:
+def _pig(colour: Colour) -> list[Part]:
     nostrils = [Part(circle(s * 0.03, -0.22, 0.016), "black") for s in (-1, 1)]
     ears = _ears(colour, lambda side: polygon((side * 0.05, -0.48), (side * 0.2, -0.44), (side * 0.2, -0.3)))
     return [_face(colour), *ears, Part(circle(0, -0.22, 0.08, 0.06), "red"), *nostrils]
 
 
-def _penguin(colour: str) -> list[Part]:
+def _penguin(colour: Colour) -> list[Part]:
     return [
         _face(colour),
         Part(circle(0, -0.25, 0.14), "white"),
@@ -186,12 +192,12 @@ def _penguin(colour: str) -> list[Part]:
     ]
 
 
-def _lion(colour: str) -> list[Part]:
+def _lion(colour: Colour) -> list[Part]:
     snout = [Part(circle(0, -0.22, 0.08, 0.06), "cream"), Part(circle(0, -0.25, 0.025), "black")]
     return [Part(circle(0, -0.3, 0.29), "brown"), _face(colour), *snout]
 
 
-def _mouse(colour: str) -> list[Part]:
+def _mouse(colour: Colour) -> list[Part]:
     inner = _ears("pink", lambda side: circle(side * 0.2, -0.46, 0.08))
     return [
         *_ears(colour, lambda side: circle(side * 0.2, -0.46, 0.14)),
@@ -201,7 +207,7 @@ def _mouse(colour: str) -> list[Part]:
     ]
 
 
-def _ghost(colour: str) -> list[Part]:
+def _ghost(colour: Colour) -> list[Part]:
     sheet = polygon(
         (-0.22, -0.3),
         (0.22, -0.3),
@@ -216,12 +222,12 @@ def _ghost(colour: str) -> list[Part]:
     return [Part(sheet, colour), Part(circle(0, -0.3, 0.22), colour), Part(circle(0, -0.18, 0.04), "black")]
 
 
-def _tail(colour: str) -> list[Part]:
+def _tail(colour: Colour) -> list[Part]:
     return [Part(circle(-0.25, 0.16, 0.14, 0.07), colour)]
 
 
 BEHIND = {"fox": _tail, "cat": _tail, "lion": _tail}
-HEADS: dict[str, Callable[[str], list[Part]]] = {
+HEADS: dict[str, Callable[[Colour], list[Part]]] = {
     "fox": _fox, "robot": _robot, "frog": _frog, "bear": _bear, "cat": _cat, "rabbit": _rabbit, "owl": _owl, "pig": _pig,
     "penguin": _penguin, "lion": _lion, "mouse": _mouse, "ghost": _ghost,
 }  # fmt: skip

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import skia
 
+from mediant.tasks.pictures.painter import Colour
 from mediant.tasks.pictures.puppet import Part, block, circle, polygon, stroke
 
 
-def thing(name: str, colour: str) -> list[Part]:
+def thing(name: str, colour: Colour) -> list[Part]:
     """The parts of an object, from -0.5 to 0.5, the colour asked for on its largest part."""
     return THINGS[name](colour)
 
@@ -17,45 +18,45 @@ def place(name: str) -> list[Part]:
     return PLACES[name]()
 
 
-def _ball(colour: str) -> list[Part]:
+def _ball(colour: Colour) -> list[Part]:
     return [Part(circle(0, 0, 0.42), colour), Part(stroke((-0.4, 0.05), (0, -0.12), (0.4, 0.05)), "black", 0.05)]
 
 
-def _balloon(colour: str) -> list[Part]:
+def _balloon(colour: Colour) -> list[Part]:
     return [Part(stroke((0, 0.2), (0.04, 0.5)), "black", 0.04), Part(circle(0, -0.14, 0.32, 0.36), colour)]
 
 
-def _book(colour: str) -> list[Part]:
+def _book(colour: Colour) -> list[Part]:
     title = [Part(block(-0.16, -0.26, 0.24, -0.16), "cream"), Part(stroke((-0.26, -0.42), (-0.26, 0.3)), "black", 0.04)]
     return [Part(block(-0.36, -0.45, 0.36, 0.45, 0.03), colour), Part(block(-0.3, 0.32, 0.36, 0.4), "cream"), *title]
 
 
-def _umbrella(colour: str) -> list[Part]:
+def _umbrella(colour: Colour) -> list[Part]:
     dome = skia.Path().addArc(skia.Rect.MakeLTRB(-0.5, -0.5, 0.5, 0.4), 180, 180)
     return [Part(stroke((0, -0.1), (0, 0.45), (0.1, 0.5)), "black", 0.06), Part(dome, colour)]
 
 
-def _cake(colour: str) -> list[Part]:
+def _cake(colour: Colour) -> list[Part]:
     candle = [Part(block(-0.04, -0.42, 0.04, -0.15), "white"), Part(circle(0, -0.45, 0.06), "yellow")]
     return [*candle, Part(block(-0.42, -0.15, 0.42, 0.4, 0.05), colour), Part(block(-0.42, -0.15, 0.42, 0.02, 0.05), "cream")]
 
 
-def _flower(colour: str) -> list[Part]:
+def _flower(colour: Colour) -> list[Part]:
     petals = [Part(circle(x, y - 0.18, 0.15), colour) for x, y in ((0, -0.17), (0.17, 0), (0, 0.17), (-0.17, 0))]
     return [Part(stroke((0, 0), (0, 0.5)), "leaf", 0.07), *petals, Part(circle(0, -0.18, 0.1), "cream")]
 
 
-def _kite(colour: str) -> list[Part]:
+def _kite(colour: Colour) -> list[Part]:
     tail = stroke((0, 0.3), (0.12, 0.38), (-0.04, 0.44), (0.1, 0.5))
     return [Part(tail, "black", 0.035), Part(polygon((0, -0.5), (0.34, -0.1), (0, 0.3), (-0.34, -0.1)), colour)]
 
 
-def _box(colour: str) -> list[Part]:
+def _box(colour: Colour) -> list[Part]:
     ribbon = [Part(block(-0.06, -0.38, 0.06, 0.4), "cream"), Part(block(-0.42, -0.05, 0.42, 0.07), "cream")]
     return [Part(block(-0.42, -0.38, 0.42, 0.4), colour), *ribbon]
 
 
-def _guitar(colour: str) -> list[Part]:
+def _guitar(colour: Colour) -> list[Part]:
     neck = [Part(stroke((0.05, -0.05), (0.42, -0.45)), "brown", 0.08)]
     return [
         *neck,
@@ -65,7 +66,7 @@ def _guitar(colour: str) -> list[Part]:
     ]
 
 
-def _star(colour: str) -> list[Part]:
+def _star(colour: Colour) -> list[Part]:
     points = [
         (0, -0.5),
         (0.13, -0.16),
@@ -81,11 +82,11 @@ def _star(colour: str) -> list[Part]:
     return [Part(polygon(*points), colour)]
 
 
-def _ground(colour: str) -> Part:
+def _ground(colour: Colour) -> Part:
     return Part(block(0, 0.72, 1, 1), colour)
 
 
-def _sky(colour: str) -> Part:
+def _sky(colour: Colour) -> Part:
     return Part(block(0, 0, 1, 1), colour)
 
 
@@ -148,7 +149,7 @@ def _harbour() -> list[Part]:
     return [_sky("dusk"), Part(block(0, 0.6, 1, 0.75), "sea"), *boat, _ground("brown")]
 
 
-THINGS: dict[str, Callable[[str], list[Part]]] = {
+THINGS: dict[str, Callable[[Colour], list[Part]]] = {
     "ball": _ball, "balloon": _balloon, "book": _book, "umbrella": _umbrella, "cake": _cake, "flower": _flower, "kite": _kite,
     "box": _box, "guitar": _guitar, "star": _star,
 }  # fmt: skip

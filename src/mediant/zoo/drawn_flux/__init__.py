@@ -1,0 +1,1 @@
+"""A FLUX.2 Klein of seven million parameters that draws from text and edits with a reference."""

@@ -1,0 +1,1 @@
+"""A small network that tells what is in a picture of the drawn world."""

@@ -1,0 +1,227 @@
+"""drawn-judge from nothing: what is in a picture, in which style, and is it the same individual?
+
+    mediant models train drawn-judge --out FOLDER       # a quarter of an hour on one thread; may be stopped at any time
+
+It learns on pictures of all combinations, since it is a measuring instrument and not under test. Half of them have been
+through drawn-flux's autoencoder, whose small faults it must not mistake for anything. Its errors are counted on pictures that
+were drawn afterwards.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mediant.measures.picture_judge import Errors, PictureJudge, Pixels, as_images, colour_share
+from mediant.tasks.pictures import requests
+from mediant.tasks.pictures.scene import CHARACTERS, COLOURS, PLACES, STYLES
+from mediant.tasks.pictures.still import Individual, Placed, Still, draw
+from mediant.tasks.requests import Request
+from mediant.training.loop import LoopConfig, train
+
+WORDS = {"kind": requests.KINDS, "place": ("nowhere", *PLACES), "style": STYLES, "colour": (*COLOURS, "brown")}
+LOOP = LoopConfig(steps=2_500, lr=2e-3, weight_decay=0.01, warmup=100, schedule="cosine", log_every=10, grad_clip=1.0)
+PICTURES, INDIVIDUALS, BATCH, PAIRS = 10_000, 4_000, 48, 32
+TEMPERATURE, NOISE = 0.1, 0.08
+CHECKED = 400
+Through = Callable[[Pixels], Pixels]
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Pictures and their answers; -1 where a question has none."""
+
+    pixels: Pixels
+    kinds: Float[Tensor, "n kind"]
+    place: Int[Tensor, " n"]
+    style: Int[Tensor, " n"]
+    colour: Int[Tensor, " n"]
+
+    @classmethod
+    def of(cls, drawn: Sequence[Request]) -> "Labelled":
+        """Answers of requests, as they were drawn."""
+        kinds = torch.zeros(len(drawn), len(WORDS["kind"]))
+        for row, request in enumerate(drawn):
+            there = [request.factors["kind"]] if request.bucket != "remove" else []
+            for name in there + ([request.factors["shown"]] if request.bucket in ("add", "remove") else []):
+                kinds[row, WORDS["kind"].index(name)] = 1
+        places = [WORDS["place"].index(each.factors.get("place", "nowhere")) for each in drawn]
+        styles = [WORDS["style"].index(each.factors.get("style", "flat")) for each in drawn]
+        colours = [WORDS["colour"].index(each.factors["colour"]) if _one_colour(each) else -1 for each in drawn]
+        pixels = np.stack([each.target for each in drawn if each.target is not None])
+        return cls(pixels, kinds, torch.tensor(places), torch.tensor(styles), torch.tensor(colours))
+
+
+def _one_colour(request: Request) -> bool:
+    return request.bucket in ("text", "colour") and "colour" in request.factors
+
+
+def individuals(n: int, seed: int) -> tuple[Pixels, Pixels]:
+    """Two pictures of each of `n` individuals, on different grounds; every other one is of the kind of the one before."""
+    random = Random(f"individuals/{seed}")
+    sides: tuple[list[Pixels], list[Pixels]] = ([], [])
+    kind = ""
+    for i in range(n):
+        kind = kind if i % 2 else random.choice(CHARACTERS)
+        who = Individual.drawn(random, kind)
+        for side in sides:
+            where = random.choice([None, *PLACES])
+            placed = Placed(who, random.uniform(0.44, 0.56), random.uniform(0.5, 0.58), random.uniform(0.56, 0.66))
+            side.append(draw(Still((placed,), where), requests.SIZE))
+    return np.stack(sides[0]), np.stack(sides[1])
+
+
+def drawn_requests(n: int, seed: int) -> list[Request]:
+    """Requests of every bucket and both splits in turn."""
+    random, buckets = Random(f"judge/{seed}"), ("text", "style", "colour", "text", "style", "add", "remove", "identity")
+    return [
+        requests.draw_request(random, buckets[i % len(buckets)], "", "heldout" if random.random() < 0.3 else "main")
+        for i in range(n)
+    ]
+
+
+@dataclass(eq=False)
+class Looking:
+    """The eye's lesson."""
+
+    judge: PictureJudge
+    through: Through
+
+    @cached_property
+    def labelled(self) -> Labelled:
+        """Drawn once; every other picture has been through the autoencoder."""
+        found = Labelled.of(drawn_requests(PICTURES, 0))
+        return replace(found, pixels=self._half_through(found.pixels))
+
+    @cached_property
+    def pairs(self) -> tuple[Pixels, Pixels]:
+        """Individuals drawn once, twice each."""
+        one, two = individuals(INDIVIDUALS, 0)
+        return self._half_through(one), self._half_through(two)
+
+    def _half_through(self, pixels: Pixels) -> Pixels:
+        found = pixels.copy()
+        found[::2] = self.through(pixels[::2])
+        return found
+
+    def loss(self, _: int, generator: torch.Generator) -> Tensor:
+        """Cross entropies of all questions, and of telling each individual's other picture from those of the others."""
+        data, eye = self.labelled, self.judge.eye
+        rows = torch.randint(len(data.pixels), (BATCH,), generator=generator)
+        told = eye(_blurred(as_images(data.pixels[rows.numpy()]), generator))
+        loss = nn.functional.binary_cross_entropy_with_logits(told["kind"], data.kinds[rows]) * 5
+        for question, answers in (("place", data.place), ("style", data.style), ("colour", data.colour)):
+            loss = loss + nn.functional.cross_entropy(told[question], answers[rows], ignore_index=-1)
+        # Neighbours are of one kind, so a batch takes them together.
+        first = torch.randint(INDIVIDUALS // 2, (PAIRS // 2,), generator=generator) * 2
+        who = torch.stack([first, first + 1], 1).flatten().numpy()
+        one, two = (eye(_blurred(as_images(side[who]), generator))["identity"] for side in self.pairs)
+        return loss + nn.functional.cross_entropy(one @ two.mT / TEMPERATURE, torch.arange(PAIRS))
+
+
+def _blurred(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Some noise, and for some of them a blur."""
+    soft = nn.functional.avg_pool2d(images, 3, 1, 1)
+    share = (torch.rand(len(images), 1, 1, 1, generator=generator) - 0.5).clamp(min=0) * 2
+    noise = torch.randn(images.shape, generator=generator) * NOISE * torch.rand(len(images), 1, 1, 1, generator=generator)
+    return (1 - share) * images + share * soft + noise
+
+
+def with_errors(judge: PictureJudge, through: Through, seed: int = 1) -> PictureJudge:
+    """The judge with its threshold for individuals, and its errors on pictures it has never seen, all through the autoencoder."""
+    one, two = (through(side) for side in individuals(2 * CHECKED, seed))
+    same, other = judge.alike(one, two), judge.alike(one, np.roll(two.reshape(-1, 2, *two.shape[1:]), 1, 1).reshape(two.shape))
+    half = len(same) // 2
+    cuts = np.unique(np.concatenate([same[:half], other[:half]]))
+    likeness = float(cuts[np.argmax([(same[:half] >= cut).mean() - (other[:half] >= cut).mean() for cut in cuts])])
+    judge = replace(judge, likeness=likeness)
+    errors = {"identity": _counted(same[half:] >= likeness, other[half:] >= likeness)}
+    drawn = drawn_requests(8 * CHECKED, seed)
+    for question, bucket in (("style", "style"), ("place", "text"), ("kind", "text"), ("colour", "text")):
+        asked = [each for each in drawn if each.bucket == bucket and question in each.factors]
+        told = judge.best(question, through(np.stack([each.target for each in asked if each.target is not None])))
+        truth = [each.factors[question] for each in asked]
+        # What another picture would have had to be: wrong where the judge says so of this one.
+        others = truth[1:] + truth[:1]
+        present = np.array([a == b for a, b in zip(told, truth, strict=True)])
+        absent = np.array([a == b for a, b, c in zip(told, others, truth, strict=True) if b != c])
+        errors[question if question != "colour" else "named colour"] = _counted(present, absent)
+    return replace(judge, errors=errors | {"colour": colour_errors(drawn, through)})
+
+
+def colour_errors(drawn: Sequence[Request], through: Through) -> Errors:
+    """How often a swatch's colour is seen in what was drawn in it, and in what was drawn in another's."""
+    asked = [each for each in drawn if each.bucket == "colour"]
+    seen = through(np.stack([each.target for each in asked if each.target is not None]))
+    colours = [tuple(int(part) for part in each.factors["rgb"].split(",")) for each in asked]
+    present = np.array([colour_share(seen[i : i + 1], rgb)[0] >= PRESENT for i, rgb in enumerate(colours)])
+    unlike = [
+        (i, (i + 1) % len(asked))
+        for i in range(len(asked))
+        if asked[i].factors["colour"] != asked[i - len(asked) + 1].factors["colour"]
+    ]
+    absent = np.array([colour_share(seen[i : i + 1], colours[j])[0] >= PRESENT for i, j in unlike])
+    return _counted(present, absent)
+
+
+# Share of a picture that a colour takes up where it counts as shown; the smallest things cover about twice as much.
+PRESENT = 0.04
+
+
+def _counted(present: np.ndarray, absent: np.ndarray) -> Errors:
+    return Errors(int(present.sum()), len(present), int(absent.sum()), len(absent))
+
+
+def teach(folder: Path, *, seconds: float, tell: Callable[[str, int, int, float], None], through: Through | None = None) -> bool:
+    """Train in the folder, going on where an earlier call stopped; whether it is done, and then the judge is in `model/`.
+
+    Args:
+        through: what pictures pass on their way, by default drawn-flux's autoencoder.
+    """
+    begun = time.monotonic()
+    judge = PictureJudge.untrained(WORDS)
+    passing = through or autoencoded()
+    looking = Looking(judge, passing)
+    log = train(
+        dict(judge.eye.named_parameters()), looking.loss, folder / "looking", LOOP,
+        stop_after=max(0.0, seconds - (time.monotonic() - begun)),
+        progress=lambda step, value: tell("looking", step, LOOP.steps, value),
+    )  # fmt: skip
+    if not log.done:
+        return False
+    judge.eye.eval()
+    with_errors(judge, passing).save(folder / "model")
+    return True
+
+
+def autoencoded(folder: Path | None = None) -> Through:
+    """Pictures through the autoencoder of drawn-flux, or of a pipeline's folder."""
+    from diffusers import AutoencoderKLFlux2
+
+    from mediant.subject import catalogue
+
+    found = folder or catalogue.shipped(catalogue.card("drawn-flux"))
+    vae = AutoencoderKLFlux2.from_pretrained(found, subfolder="vae", use_safetensors=True).eval()
+    return through(vae)
+
+
+def through(vae: Any) -> Through:
+    """Pictures through an autoencoder, 64 at a time."""
+
+    def passed(pixels: Pixels) -> Pixels:
+        parts = []
+        with torch.no_grad():
+            for i in range(0, len(pixels), 64):
+                latents = vae.encode(as_images(pixels[i : i + 64])).latent_dist.mode()
+                parts.append(vae.decode(latents).sample.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy())
+        return np.concatenate(parts)
+
+    return passed
