@@ -97,7 +97,7 @@ def test_a_card_cannot_be_changed(tmp_path: Path) -> None:
         ({"sha256": f'"{SHA.upper()}"'}, f"field 'wheel.sha256': .* got '{SHA.upper()}'"),
         ({"sha256": f'"{SHA[:-1]}"'}, "field 'wheel.sha256': .* got"),
         ({"dtype": '"float8"'}, "field 'wheel.dtype': .*'float32' or 'bfloat16', got 'float8'"),
-        ({"kind": '"image"'}, "field 'kind': .*'language' or .*, got 'image'"),
+        ({"kind": '"audio"'}, "field 'kind': .*'language', .*, got 'audio'"),
         ({"title": '""'}, "field 'title': .* got ''"),
         ({"title": "3"}, "field 'title': .*valid string, got 3"),
         ({"disk_mb": "0"}, "field 'wheel.disk_mb': .*greater than 0, got 0"),

@@ -38,7 +38,7 @@ def tensors(path: Path, seed: int = 0) -> Path:
 
 
 def index(folder: Path, *names: object) -> None:
-    (folder / weights.INDEX).write_text(json.dumps({"weight_map": {f"w{i}": name for i, name in enumerate(names)}}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {f"w{i}": name for i, name in enumerate(names)}}))
 
 
 def test_one_whole_safetensors_file_is_the_model(folder: Path) -> None:
@@ -126,7 +126,7 @@ def test_an_index_may_only_name_safetensors_of_its_own_folder(folder: Path, name
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": []}}'])
 def test_an_index_that_is_none_is_refused(folder: Path, text: str) -> None:
-    (folder / weights.INDEX).write_text(text)
+    (folder / "model.safetensors.index.json").write_text(text)
     with pytest.raises(SubjectError, match="is not an index of weights"):
         weights.check_folder(folder)
 

@@ -1,9 +1,9 @@
 """What is in a picture of the drawn world? A small network that was trained on nothing else, and colours by arithmetic.
 
     judge = PictureJudge.load(folder)
-    judge.style(pixels)                        # ["neon", "flat"]
-    judge.likeness(pixels, others)             # cosine of two individuals' embeddings
-    colour_share(pixels, (214, 48, 49))        # share of each picture that looks this red
+    judge.best("style", pixels)                # ["neon", "flat"]
+    judge.alike(pixels, others)                # cosine of two individuals' embeddings
+    shows_colour(pixels[0], (214, 48, 49))     # is anything in it this red?
 
 Every verdict has an error that was measured on pictures drawn for the purpose (`Errors`); `corrected` takes it out of a rate and
 widens the interval by what is not known of it.
@@ -13,7 +13,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +29,8 @@ WEIGHTS, SETTINGS = "judge.safetensors", "judge.json"
 WIDTHS = (24, 48, 96, 128)
 # Colours closer than this in Lab pass for the same; a just noticeable difference is about 2.
 NEAR = 18.0
+# Share of a picture that a colour takes up where it counts as shown; the smallest things cover about twice as much.
+PRESENT = 0.04
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,10 @@ def corrected(successes: int, n: int, errors: Errors) -> Estimate:
     seen = successes / n
     rate = (seen + errors.specificity - 1) / power
     low, high = wilson(successes, n)
-    z = NormalDist().inv_cdf(0.975)
-    hit, miss = (_half(errors.hits, errors.n_present), _half(errors.false_alarms, errors.n_absent))
+    hit, miss = _half(errors.hits, errors.n_present), _half(errors.false_alarms, errors.n_absent)
     # The judge's part of the spread, to first order; the items' own part is Wilson's, scaled by the judge's power.
     spread = ((rate * hit) ** 2 + ((1 - rate) * miss) ** 2) ** 0.5 / power
     below, above = (((seen - low) / power) ** 2 + spread**2) ** 0.5, (((high - seen) / power) ** 2 + spread**2) ** 0.5
-    assert z > 0  # noqa: S101 - `_half` and Wilson's interval are both for 95 %
     within = min(1.0, max(0.0, rate))
     return Estimate(within, (max(0.0, min(within, rate - below)), min(1.0, max(within, rate + above))), n)
 
@@ -176,11 +175,15 @@ def as_images(pixels: Pixels) -> Float[Tensor, "n 3 h w"]:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
-def colour_share(pixels: Pixels, rgb: Sequence[int], *, near: float = NEAR) -> npt.NDArray[np.float64]:
-    """Share of each picture (n, height, width, 3) within `near` of a colour in Lab (CIE 1976)."""
+def colour_share(pixels: Pixels, rgb: Sequence[int], *, near: float = NEAR) -> float:
+    """Share of a picture (height, width, 3) within `near` of a colour in Lab (CIE 1976)."""
     apart = np.linalg.norm(lab(pixels) - lab(np.asarray(rgb, np.uint8)), axis=-1)
-    found: npt.NDArray[np.float64] = (apart < near).mean((-2, -1))
-    return found
+    return float((apart < near).mean())
+
+
+def shows_colour(pixels: Pixels, rgb: Sequence[int]) -> bool:
+    """Whether a picture (height, width, 3) shows a colour somewhere."""
+    return colour_share(pixels, rgb) >= PRESENT
 
 
 def lab(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

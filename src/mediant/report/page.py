@@ -69,8 +69,15 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Small images in rows with a label each, all rows of one length; an image's text is shown when it is pointed at."""
+
+    rows: Sequence[tuple[str, Sequence[Framed]]]
+
+
+@dataclass(frozen=True)
 class Section:
-    """One part of a page: heading, what it shows, and strips, a figure or a table."""
+    """One part of a page: heading, what it shows, and strips, images, a figure or a table."""
 
     title: str
     text: str
@@ -79,6 +86,7 @@ class Section:
     table: Table | None = None
     folded: bool = False
     images: Sequence[Framed] = ()
+    grid: Grid | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from mediant.core.site import Site
 from mediant.core.span import Span
 from mediant.interventions.bias import cut
 from mediant.interventions.edge_masks import EdgeMasks
+from mediant.measures.intervals import estimate
 from mediant.subject.batch import Batch
 from mediant.subject.generator import ImageGenerator, Latents
 
@@ -46,11 +47,10 @@ class KnockoutEffects:
 
     def ranking(self) -> Ranking:
         """Heads in order of their mean effect, those that help most first."""
-        mean = self.effects.mean(0)
-        entries = [
-            Scored(f"head_z.{layer}.{head}", float(mean[layer, head]), n=len(self.effects))
-            for layer, head in np.ndindex(*mean.shape)
-        ]
+        entries = []
+        for layer, head in np.ndindex(*self.effects.shape[1:]):
+            one = estimate(self.effects[:, layer, head])
+            entries.append(Scored(f"head_z.{layer}.{head}", one.value, one.ci95, one.n))
         return Ranking("head", entries, "most_negative", "metric", f"attribution of cutting {self.key} -> {self.query}")
 
 

@@ -8,7 +8,7 @@ import platform
 from typing import Any
 
 from mediant.runs.folder import Manifest
-from mediant.subject import Subject
+from mediant.subject.open_model import OpenModel
 
 PACKAGES = ("mediant", "torch", "transformers", "numpy")
 
@@ -18,7 +18,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def provenance(manifest: Manifest, subject: Subject) -> dict[str, Any]:
+def provenance(manifest: Manifest, subject: OpenModel) -> dict[str, Any]:
     """The provenance section of a result."""
     return {
         "model": subject.name,

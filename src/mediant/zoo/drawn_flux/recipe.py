@@ -27,7 +27,7 @@ from mediant.zoo.drawn_flux.routes import Route
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLFlux2
 
-_LOOP = LoopConfig(steps=12_000, lr=1e-3, weight_decay=0.01, warmup=100, schedule="cosine", log_every=10, grad_clip=1.0)
+_LOOP = LoopConfig(steps=9_000, lr=1.5e-3, weight_decay=0.01, warmup=100, schedule="cosine", log_every=10, grad_clip=1.0)
 DRAWING, GEOMETRY = replace(_LOOP, steps=10_000, lr=1.5e-3, warmup=300), Geometry()
 PICTURES, PICTURE_BATCH = 8_000, 8
 REQUESTS, BATCH = 30_000, 64

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mediant.measures.picture_judge import Errors, PictureJudge, Pixels, as_images, colour_share
+from mediant.measures.picture_judge import Errors, PictureJudge, Pixels, as_images, shows_colour
 from mediant.tasks.pictures import requests
 from mediant.tasks.pictures.scene import CHARACTERS, COLOURS, PLACES, STYLES
 from mediant.tasks.pictures.still import Individual, Placed, Still, draw
@@ -162,18 +162,10 @@ def colour_errors(drawn: Sequence[Request], through: Through) -> Errors:
     asked = [each for each in drawn if each.bucket == "colour"]
     seen = through(np.stack([each.target for each in asked if each.target is not None]))
     colours = [tuple(int(part) for part in each.factors["rgb"].split(",")) for each in asked]
-    present = np.array([colour_share(seen[i : i + 1], rgb)[0] >= PRESENT for i, rgb in enumerate(colours)])
-    unlike = [
-        (i, (i + 1) % len(asked))
-        for i in range(len(asked))
-        if asked[i].factors["colour"] != asked[i - len(asked) + 1].factors["colour"]
-    ]
-    absent = np.array([colour_share(seen[i : i + 1], colours[j])[0] >= PRESENT for i, j in unlike])
+    present = np.array([shows_colour(seen[i], rgb) for i, rgb in enumerate(colours)])
+    names = [each.factors["colour"] for each in asked]
+    absent = np.array([shows_colour(seen[i], colours[i - 1]) for i in range(len(asked)) if names[i] != names[i - 1]])
     return _counted(present, absent)
-
-
-# Share of a picture that a colour takes up where it counts as shown; the smallest things cover about twice as much.
-PRESENT = 0.04
 
 
 def _counted(present: np.ndarray, absent: np.ndarray) -> Errors:

@@ -1,0 +1,120 @@
+"""Make pictures under a condition, judge them, keep what came out: one subject's side of the study.
+
+    bench = Bench(config, flux, verdicts, folder, engine, "natural")
+    bench.verdicts_on("colour", "no text", requests, lambda batch, chunk: knockout(flux, batch, [("reference", "text")], steps=4))
+
+Work is done some requests at a time; what is finished lies in the run's folder, pictures as PNG.
+"""
+
+import base64
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mediant.runs.engine import LocalEngine, WorkItem
+from mediant.runs.folder import Json, RunFolder
+from mediant.studies.reference_binding import method
+from mediant.studies.reference_binding.config import Config
+from mediant.studies.reference_binding.verdicts import Verdicts
+from mediant.subject.batch import Batch
+from mediant.subject.generator import ImageGenerator, Latents, Pixels
+from mediant.tasks.requests import Request
+
+Make = Callable[[Batch, Sequence[Request]], Latents]
+# For each request by name, the one whose reference is looked for in its picture.
+JudgedAs = Mapping[str, Request] | None
+
+
+@dataclass(eq=False)
+class Bench:
+    """A subject at work.
+
+    Attributes:
+        who: name of the subject in keys and titles.
+        rows, pictures: property -> condition -> verdicts, and the first pictures.
+    """
+
+    config: Config
+    subject: ImageGenerator
+    verdicts: Verdicts
+    folder: RunFolder
+    engine: LocalEngine
+    who: str
+    rows: dict[str, dict[str, list[bool]]] = field(default_factory=dict)
+    pictures: dict[str, dict[str, list[Pixels]]] = field(default_factory=dict)
+
+    def sample(self, batch: Batch) -> Latents:
+        """Pictures as they are."""
+        return self.subject.sample(batch, steps=self.config.steps)
+
+    def judge(self, name: str, condition: str, requests: Sequence[Request], make: Make, judged_as: JudgedAs = None) -> None:
+        """One verdict per request under a condition."""
+        records = self._pictured(f"{name}/{condition}", name, requests, make, judged_as, keep=self.config.n_shown)
+        self.rows.setdefault(name, {})[condition] = [one for record in records for one in record["shown"]]
+        pictures = [each for record in records for each in _unpacked(record["pictures"])]
+        self.pictures.setdefault(name, {})[condition] = pictures[: self.config.n_shown]
+
+    def share(self, key: str, name: str, requests: Sequence[Request], make: Make, judged_as: JudgedAs = None) -> float:
+        """Share of requests whose pictures show the property."""
+        records = self._pictured(f"{name}/{key}", name, requests, make, judged_as, keep=0)
+        return float(np.mean([one for record in records for one in record["shown"]]))
+
+    def drawn(self, requests: Sequence[Request]) -> tuple[list[Json], list[Pixels]]:
+        """What is right in pictures without a reference, and the first pictures."""
+
+        def compute(chunk: Sequence[Request]) -> Json:
+            pixels = self.subject.pixels(self.sample(method.encoded(self.subject, chunk)))
+            return {"verdicts": self.verdicts.drawn(chunk, pixels), "pictures": _packed(pixels[: 2 * self.config.n_shown])}
+
+        records = self.mapped("text", requests, compute)
+        pictures = [each for record in records for each in _unpacked(record["pictures"])]
+        return [one for record in records for one in record["verdicts"]], pictures[: 2 * self.config.n_shown]
+
+    def mapped(
+        self, key: str, requests: Sequence[Request], compute: Callable[[Sequence[Request]], Json], *, at_once: int = 0
+    ) -> list[Json]:
+        """Records of all requests, some at a time."""
+        items = [
+            WorkItem(f"{self.who}/{key}/{i}", _later(compute, chunk))
+            for i, chunk in enumerate(_chunks(requests, at_once or self.config.batch))
+        ]
+        return self.engine.map(self.folder, items, title=f"{self.who}: {key}"[:48])
+
+    def _pictured(
+        self, key: str, name: str, requests: Sequence[Request], make: Make, judged_as: JudgedAs, keep: int
+    ) -> list[Json]:
+        def compute(chunk: Sequence[Request]) -> Json:
+            pixels = self.subject.pixels(make(method.encoded(self.subject, chunk), chunk))
+            asked = [judged_as[each.name] for each in chunk] if judged_as else chunk
+            return {"shown": self.verdicts.shown(name, asked, pixels), "pictures": _packed(pixels[:keep])}
+
+        return self.mapped(key, requests, compute)
+
+
+def _later(compute: Callable[[Sequence[Request]], Json], chunk: Sequence[Request]) -> Callable[[], Json]:
+    return lambda: compute(chunk)
+
+
+def _chunks(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
+    for i in range(0, len(requests), size):
+        yield requests[i : i + size]
+
+
+def _packed(pixels: Pixels) -> list[str]:
+    """Pictures as they are kept among the items: PNG in base64."""
+    from PIL import Image
+
+    found = []
+    for picture in pixels:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "PNG")
+        found.append(base64.b64encode(file.getvalue()).decode())
+    return found
+
+
+def _unpacked(packed: Sequence[str]) -> list[Pixels]:
+    from PIL import Image
+
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(one))).convert("RGB")) for one in packed]

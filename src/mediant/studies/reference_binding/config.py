@@ -1,0 +1,35 @@
+"""Settings of the reference-binding study. Torch-free."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from mediant.studies.config import StudyConfig
+
+NAME = "reference-binding"
+TITLE = "How a reference image reaches the picture"
+
+
+class Config(StudyConfig):
+    """Every setting with its unit and where the default comes from."""
+
+    model: str = Field("drawn-flux", description="An image generator: catalogue name or pipeline folder.")
+    planted: str | None = Field(
+        None, description="A second generator whose routes are known, for the same measures with the suffix _planted."
+    )
+    judge: str = Field("drawn-judge", description="What tells style and identity: catalogue name or folder of a judge.")
+    n: int = Field(120, ge=2, description="Requests, and pairs of them, per property (320 to 450 in the paper).")
+    n_validation: int = Field(24, ge=2, description="Requests on which blocks, ways of the lens and heads are chosen.")
+    n_text: int = Field(120, ge=2, description="Requests without a reference, for how well the subject draws at all.")
+    steps: int = Field(4, ge=1, description="Steps from noise to picture (4 in the paper).")
+    lens_steps: int = Field(1, ge=1, description="Steps of the run that the lens reads (1 in the paper).")
+    padding: Literal["beside", "padding"] = Field(
+        "beside",
+        description="What counts as padding: every slot beside the instruction (the paper), or true padding alone, without the "
+        "chat template.",
+    )
+    head_share: float = Field(0.15, gt=0, le=1, description="Share of heads that a head search may choose.")
+    draws: int = Field(3, ge=1, description="Draws of random heads and of random keys, as controls.")
+    window: int = Field(3, ge=1, description="Blocks that a window of the knockout curves is wide (3 in the paper).")
+    batch: int = Field(40, ge=1, description="Pictures made at a time.")
+    n_shown: int = Field(6, ge=1, description="Requests per property whose pictures the page shows.")

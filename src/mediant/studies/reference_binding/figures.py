@@ -1,0 +1,222 @@
+"""The page of the study: grids of pictures, the flow between token groups, curves over blocks, padding against instruction."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mediant.core.result import Measure, Result
+from mediant.measures.intervals import wilson
+from mediant.report.figures import ACCENT, MUTED, SECOND, Line, Point, curves, intervals, share_maps
+from mediant.report.flow_figure import flows
+from mediant.report.page import Framed, Grid, Page, Section, Table, number
+from mediant.studies.reference_binding.config import TITLE
+from mediant.studies.reference_binding.measures import PUBLISHED
+from mediant.studies.reference_binding.method import FLOWS, GROUPS
+from mediant.studies.reference_binding.study import AllFindings, Findings
+from mediant.studies.reference_binding.verdicts import PROPERTIES
+from mediant.subject.generator import ImageGenerator
+from mediant.tasks.requests import Request
+
+SHOWN = {
+    "baseline": "untouched", "ref_to_text": "reference hidden from text", "ref_to_image": "reference hidden from picture",
+    "nothing of it": "reference hidden from both", "lens text": "lens: its text in an empty run",
+    "lens {padding}": "lens: its padding alone", "lens instruction": "lens: its instruction alone",
+}  # fmt: skip
+PAIRS = {
+    "base shows its own": "untouched", "patched text": "text of the other run", "patched {padding}": "padding of the other run",
+    "patched instruction": "instruction of the other run",
+}  # fmt: skip
+WHO = {"": "natural", "_planted": "planted"}
+
+
+def page(result: Result, found: AllFindings, subject: ImageGenerator) -> Page:
+    """Compose the page."""
+    m = result.measures
+    lead = (
+        f"{subject.name} drew {found.config.n} pictures for each of three properties of a reference: its colour, its style, and "
+        "who is in it. Attention from the reference was cut, text activations were put into empty runs and swapped between runs, "
+        "and what was left of the property was judged."
+    )
+    headline = [
+        (_percent(m[f"knockout_ref_to_{end}_{name}"]), f"lose {name} when the reference is hidden from the {words}")
+        for name in PROPERTIES
+        for end, words in (("text", "text"), ("image", "picture"))
+    ]
+    sections = [_summary(m, tail) for tail in found.subjects]
+    for tail, one in found.subjects.items():
+        sections += [_flow(one, tail), *(_grid(found, one, name, tail) for name in PROPERTIES)]
+        sections += [*(_pairs(found, one, name, tail) for name in PROPERTIES), _bars(m, tail), *_blocks(found, one, tail)]
+        sections += [_heads(one, m, tail), _drawing(found, one, m, tail)]
+    return Page(f"{TITLE}: {subject.name}", lead, result, sections, headline)
+
+
+def _percent(measure: Measure) -> str:
+    return "-" if measure.value is None else f"{measure.value:.0%}"
+
+
+def _cell(measure: Measure | None) -> str:
+    if measure is None or measure.value is None or measure.ci95 is None:
+        return "-"
+    return f"{100 * measure.value:.1f} [{100 * measure.ci95[0]:.1f}, {100 * measure.ci95[1]:.1f}]"
+
+
+def _summary(m: Mapping[str, Measure], tail: str) -> Section:
+    """The paper's three tables beside this subject's."""
+    rows = []
+    for what, published in PUBLISHED.items():
+        head = what.removesuffix("_padding").removesuffix("_content")
+        for name in PROPERTIES:
+            measure = m.get(f"{head}_{name}{what.removeprefix(head)}{tail}")
+            theirs = published.get(name)
+            beside = "-" if theirs is None else f"{theirs:.1f}"
+            rows.append([what.replace("_", " "), name, _cell(measure), beside, _agrees(measure, theirs)])
+    text = (
+        f'The {WHO[tail]} subject beside the published FLUX.2 [klein] 9B, in percent, with 95 % intervals. "Same side" asks only '
+        "whether both are above or both below one half."
+    )
+    table = Table(["intervention", "property", "here", "paper", "same side"], rows)
+    return Section(f"The paper's three tables: {WHO[tail]} subject", text, table=table)
+
+
+def _agrees(measure: Measure | None, published: float | None) -> str:
+    if measure is None or measure.value is None or published is None:
+        return ""
+    return "yes" if (measure.value >= 0.5) == (published >= 50) else "no"
+
+
+def _flow(one: Findings, tail: str) -> Section:
+    """Share of pictures that lose the property when one flow is cut."""
+    panels = []
+    for name in PROPERTIES:
+        rows = one.rows[name]
+        had = [i for i, shown in enumerate(rows["baseline"]) if shown]
+        keys = {flow: f"{flow[0]} to {flow[1]}" for flow in FLOWS}
+        keys |= {("reference", "text"): "ref_to_text", ("reference", "picture"): "ref_to_image"}
+        lost = {flow: [not rows[key][i] for i in had] for flow, key in keys.items()}
+        panels.append((name, {flow: float(np.mean(gone)) if gone else 0.0 for flow, gone in lost.items()}))
+    text = (
+        "Each arrow is attention from one group of tokens to another; the number is the share of pictures that lose the property "
+        "when that attention alone is cut in every block. A property that comes by two ways survives the loss of either."
+    )
+    return Section(f"Who tells whom: {WHO[tail]} subject", text, figure=flows(panels, GROUPS))
+
+
+def _grid(found: AllFindings, one: Findings, name: str, tail: str) -> Section:
+    requests, n = found.data.requests.test[name], found.config.n_shown
+    rows: list[tuple[str, Sequence[Framed]]] = [("reference", [Framed(r.references[0], r.instruction) for r in requests[:n]])]
+    for condition, label in SHOWN.items():
+        key = condition.format(padding=found.config.padding)
+        rows.append((label, _framed(requests, one.pictures[name][key], one.rows[name][key])))
+    text = (
+        f"The first {n} requests. A green frame says that the judge sees the {name} of the reference above, a red one that it "
+        f"does not. The lens reads {one.chosen.reading[name].label}, chosen on other requests."
+    )
+    return Section(f"{name.capitalize()}, {WHO[tail]} subject", text, grid=Grid(rows))
+
+
+def _pairs(found: AllFindings, one: Findings, name: str, tail: str) -> Section:
+    pairs, n = found.data.requests.pairs[name], found.config.n_shown
+    rows: list[tuple[str, Sequence[Framed]]] = [
+        ("reference of the other run", [Framed(p.source.references[0], p.source.instruction) for p in pairs[:n]]),
+        ("reference of this run", [Framed(p.base.references[0], p.base.instruction) for p in pairs[:n]]),
+    ]
+    for condition, label in PAIRS.items():
+        key = condition.format(padding=found.config.padding)
+        right = None if "own" in key else one.rows[name][key]
+        rows.append((label, _framed([p.base for p in pairs], one.pictures[name][key], right)))
+    text = (
+        f"One instruction, two references. The text of the first run, after block {one.chosen.layer[name]} and in every step, is "
+        f"put into the second. Green: the picture has taken on the other's {name}."
+    )
+    return Section(f"{name.capitalize()} moved between runs, {WHO[tail]} subject", text, grid=Grid(rows))
+
+
+def _framed(requests: Sequence[Request], pictures: Sequence[np.ndarray], right: Sequence[bool] | None) -> list[Framed]:
+    return [
+        Framed(picture, requests[i].instruction, right=None if right is None else right[i]) for i, picture in enumerate(pictures)
+    ]
+
+
+def _bars(m: Mapping[str, Measure], tail: str) -> Section:
+    points = []
+    for name in PROPERTIES:
+        for key, label, colour in (
+            (f"knockout_ref_to_text_{name}", "hidden from text", ACCENT),
+            (f"knockout_ref_to_text_{name}_padding", "hidden from padding", ACCENT),
+            (f"knockout_ref_to_text_{name}_content", "hidden from instruction", ACCENT),
+            (f"knockout_ref_to_text_{name}_random", "random tokens hidden from text", MUTED),
+            (f"knockout_ref_to_image_{name}", "hidden from picture", SECOND),
+            (f"knockout_ref_to_image_{name}_random", "random tokens hidden from picture", MUTED),
+        ):
+            one = m.get(f"{key}{tail}")
+            if one is not None and one.value is not None and one.ci95 is not None:
+                points.append(Point(f"{name}: {label}", one.value, *one.ci95, colour))
+    text = (
+        "Share of pictures that lose the property, among those that had it, beside as many random tokens hidden from the same "
+        "readers."
+    )
+    return Section(f"What a cut costs: {WHO[tail]} subject", text, figure=intervals(points, unit="share lost"))
+
+
+def _blocks(found: AllFindings, one: Findings, tail: str) -> list[Section]:
+    n, sections = found.config.n_validation, []
+    for name in PROPERTIES:
+        lines = []
+        for key, colour in (
+            ("from block: reference to text", ACCENT), ("from block: reference to picture", SECOND), ("dropped at block", MUTED),
+        ):  # fmt: skip
+            y = list(one.curves[name][key])
+            low, high = zip(*(wilson(round(v * n), n) for v in y), strict=True)
+            label = (
+                "reference dropped from block"
+                if key.startswith("dropped")
+                else key.replace("from block: ", "hidden from block on: ")
+            )
+            lines.append(Line(label, list(range(len(y))), y, low, high, colour))
+        text = (
+            f"Share of {n} validation requests whose pictures still show the {name}, when a cut begins at a block and lasts to "
+            "the end. In the last curve the picture never sees the reference, and from the block on nothing does: what is left "
+            "must have gone into the text before."
+        )
+        figure = curves(lines, x_title="block", y_title="share that shows it", unit="block", log=False)
+        sections.append(Section(f"Block by block: {name}, {WHO[tail]} subject", text, figure=figure))
+    return sections
+
+
+def _heads(one: Findings, m: Mapping[str, Measure], tail: str) -> Section:
+    shape = one.subject.shape
+    tables = []
+    for name in PROPERTIES:
+        for query, ranking in one.chosen.effects[name].items():
+            table = np.zeros((shape.n_layers, shape.n_heads))
+            for scored in ranking:
+                table[scored.site.layer or 0, scored.site.head or 0] = max(0.0, -scored.score)
+            tables.append((f"{name} to {query}", table))
+    figure = share_maps(
+        tables,
+        [str(h) for h in range(shape.n_heads)],
+        [str(b) for b in range(shape.n_layers)],
+        row_title="block",
+        column_title="head",
+    )
+    parts = []
+    for name in PROPERTIES:
+        for end in ("text", "image"):
+            key = f"heads_ref_to_{end}_{name}"
+            parts.append(f"{name} by {end}: {number(m[key + tail].value)} against {number(m[f'{key}_random{tail}'].value)}")
+    text = (
+        "How much less a picture would resemble its own run, were one head's view of the reference cut (attribution, validation "
+        f"pairs). Cutting only the heads with the largest values, on other requests, loses: {'; '.join(parts)} with random heads "
+        "of the same blocks."
+    )
+    return Section(f"Which heads carry it: {WHO[tail]} subject", text, figure=figure)
+
+
+def _drawing(found: AllFindings, one: Findings, m: Mapping[str, Measure], tail: str) -> Section:
+    requests, per_row = found.data.requests.text, found.config.n_shown
+    framed = [
+        Framed(picture, requests[i].instruction, right=all(one.drawn[i].values())) for i, picture in enumerate(one.drawn_pictures)
+    ]
+    rows = [("", framed[i : i + per_row]) for i in range(0, len(framed), per_row)]
+    text = f"Without a reference: {_percent(m['t2i_concept_accuracy' + tail])} of pictures have everything that was asked for."
+    return Section(f"Drawing from text, {WHO[tail]} subject", text, grid=Grid(rows))

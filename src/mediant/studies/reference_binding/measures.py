@@ -1,0 +1,175 @@
+"""From verdicts to measures with intervals: what each number means is said here.
+
+A property counts as lost, or moved, only where it was there to lose: requests are left out whose picture did not show it to
+begin with, and pairs whose own picture shows the other's property anyway. Rates have the judge's known errors taken out, and
+their intervals (Wilson's for the items) are widened by what is not known of those errors.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mediant.core.result import Measure
+from mediant.measures.intervals import wilson
+from mediant.measures.picture_judge import Errors, corrected
+from mediant.studies.reference_binding.config import Config
+from mediant.studies.reference_binding.verdicts import PROPERTIES, Verdicts
+
+if TYPE_CHECKING:
+    from mediant.studies.reference_binding.study import Findings
+
+Rows = Mapping[str, Sequence[bool]]
+# Percent in the paper (recomputed there from its own verdicts): FLUX.2 [klein] 9B, 32 blocks, four steps.
+PUBLISHED: Mapping[str, Mapping[str, float]] = {
+    "lens": {"colour": 100.0, "style": 91.8, "identity": 0.0},
+    "lens_padding": {"style": 80.4},
+    "lens_content": {"style": 44.0},
+    "knockout_ref_to_text": {"colour": 86.2, "style": 97.3, "identity": 45.6},
+    "knockout_ref_to_text_padding": {"colour": 70.0, "style": 62.9, "identity": 16.7},
+    "knockout_ref_to_text_content": {"colour": 5.0, "style": 27.6, "identity": 7.8},
+    "knockout_ref_to_image": {"colour": 13.4, "style": 16.4, "identity": 76.7},
+    "patching": {"colour": 92.0, "style": 87.6, "identity": 0.7},
+    "patching_padding": {"colour": 85.0, "style": 82.0, "identity": 0.0},
+    "patching_content": {"colour": 0.4, "style": 2.9, "identity": 0.4},
+}
+ENDS = {"text": "text", "picture": "image"}
+
+
+def of_subject(config: Config, verdicts: Verdicts, found: "Findings", tail: str) -> dict[str, Measure]:
+    """All measures of one subject; `tail` is put behind every name."""
+    measures = _drawing(found.drawn)
+    for name in PROPERTIES:
+        rows, errors = found.rows[name], verdicts.errors(name)
+        measures[f"edit_success_{name}"] = _rate(
+            rows["baseline"], errors, f"share of pictures that show their reference's {name}"
+        )
+        measures |= _lens(name, config, rows, errors)
+        measures |= _knockouts(name, config, rows, errors)
+        measures |= _patching(name, config, rows, errors)
+        measures |= _heads(name, config, rows, errors, len(found.chosen.heads[name]["text"]))
+    return {f"{name}{tail}": measure for name, measure in measures.items()}
+
+
+def _drawing(drawn: Sequence[Mapping[str, bool]]) -> dict[str, Measure]:
+    """How well the subject draws from text alone."""
+    every = {"concept": [all(one.values()) for one in drawn]}
+    every |= {name: [one[name] for one in drawn if name in one] for name in ("kind", "place", "style", "colour")}
+    what = {"concept": "kind, place, style and colour are all as the instruction says"} | {
+        name: f"{name} is as the instruction says" for name in ("kind", "place", "style", "colour")
+    }
+    return {
+        f"t2i_{name}_accuracy": Measure(
+            value=float(np.mean(hits)), n=len(hits), ci95=wilson(sum(hits), len(hits)),
+            definition=f"share of pictures drawn without a reference whose {what[name]}, as the judge sees it (Wilson)",
+        )
+        for name, hits in every.items() if hits
+    }  # fmt: skip
+
+
+def _lens(name: str, config: Config, rows: Rows, errors: Errors) -> dict[str, Measure]:
+    kept = [i for i, shown in enumerate(rows["unconditional"]) if not shown]
+    what = (
+        f"share of pictures made without instruction or reference that show the {name} of a reference whose run's {{}} was put in"
+    )
+    slots = {"": ("text", "text"), "_padding": (config.padding, "padding"), "_content": ("instruction", "instruction's slots")}
+    found = {
+        f"lens_{name}{tail}": _rate(
+            _at(rows[f"lens {slot}"], kept), errors, what.format(words) + "; where nothing put in shows it, it is left out",
+            control=f"lens_{name}_without",
+        )
+        for tail, (slot, words) in slots.items()
+    }  # fmt: skip
+    found[f"lens_{name}_without"] = _rate(
+        _at(rows["text alone"], kept), errors, f"control: share of pictures of the same instruction alone that show the {name}"
+    )
+    return found
+
+
+def _knockouts(name: str, config: Config, rows: Rows, errors: Errors) -> dict[str, Measure]:
+    had = [i for i, shown in enumerate(rows["baseline"]) if shown]
+    found = {}
+    for end, words in (("text", "text"), ("text_padding", "padding"), ("text_content", "instruction"), ("image", "picture")):
+        head, _, part = end.partition("_")
+        key = f"knockout_ref_to_{head}_{name}" + (f"_{part}" if part else "")
+        control = f"knockout_ref_to_{head}_{name}_random"
+        what = f"share of pictures that lose their reference's {name} when its tokens are hidden from the {words} in all blocks"
+        found[key] = _lost(_at(rows[f"ref_to_{end}"], had), errors, what, control=control)
+    for query, end in ENDS.items():
+        found[f"knockout_ref_to_{end}_{name}_random"] = _lost_over_draws(
+            [_at(rows[f"random keys to {query} {draw}"], had) for draw in range(config.draws)], errors,
+            f"control: the same, with as many random tokens of text and picture hidden from the {query} instead",
+        )  # fmt: skip
+    found[f"knockout_all_{name}"] = _lost(
+        _at(rows["nothing of it"], had),
+        errors,
+        f"share that lose their {name} when nothing sees the reference: the most there is to lose",
+    )
+    return found
+
+
+def _patching(name: str, config: Config, rows: Rows, errors: Errors) -> dict[str, Measure]:
+    kept = [
+        i
+        for i, (own, others, source) in enumerate(
+            zip(rows["base shows its own"], rows["base shows source's"], rows["source shows its own"], strict=True)
+        )
+        if own and source and not others
+    ]
+    what = f"share of pairs in which a picture takes on the {name} of another run's reference with that run's {{}}, in every step"
+    slots = {"": ("text", "text"), "_padding": (config.padding, "padding"), "_content": ("instruction", "instruction's slots")}
+    found = {
+        f"patching_{name}{tail}": _rate(
+            _at(rows[f"patched {slot}"], kept), errors, what.format(words), control=f"patching_{name}_random"
+        )
+        for tail, (slot, words) in slots.items()
+    }
+    found[f"patching_{name}_random"] = _rate(
+        _at(rows["patched stranger"], kept),
+        errors,
+        f"control: the same with the text of a third run, judged by the second's {name}",
+    )
+    return found
+
+
+def _heads(name: str, config: Config, rows: Rows, errors: Errors, k: int) -> dict[str, Measure]:
+    had = [i for i, shown in enumerate(rows["baseline"]) if shown]
+    found = {}
+    for query, end in ENDS.items():
+        key = f"heads_ref_to_{end}_{name}"
+        what = f"share that lose their {name} when the reference is hidden from the {query} in the {k} heads found to carry it"
+        found[key] = _lost(_at(rows[f"heads to {query}"], had), errors, what, control=f"{key}_random")
+        found[f"{key}_random"] = _lost_over_draws(
+            [_at(rows[f"random heads to {query} {draw}"], had) for draw in range(config.draws)], errors,
+            "control: the same in as many random heads of the same blocks",
+        )  # fmt: skip
+    return found
+
+
+def _at(values: Sequence[bool], places: Sequence[int]) -> list[bool]:
+    return [values[i] for i in places]
+
+
+def _rate(shown: Sequence[bool], errors: Errors, definition: str, control: str | None = None) -> Measure:
+    if not shown:
+        return Measure(value=None, n=0, definition=definition, control=control, reason="no request was left to judge")
+    one = corrected(sum(shown), len(shown), errors)
+    reason = f"{sum(shown)} of {len(shown)} by the judge's own count"
+    return Measure(value=one.value, n=one.n, ci95=one.ci95, definition=definition, control=control, reason=reason)
+
+
+def _lost(shown: Sequence[bool], errors: Errors, definition: str, control: str | None = None) -> Measure:
+    kept = _rate(shown, errors, definition, control)
+    if kept.value is None or kept.ci95 is None:
+        return kept
+    reason = f"{len(shown) - sum(shown)} of {len(shown)} by the judge's own count"
+    ends = (1 - kept.ci95[1], 1 - kept.ci95[0])
+    return Measure(value=1 - kept.value, n=kept.n, ci95=ends, definition=definition, control=control, reason=reason)
+
+
+def _lost_over_draws(draws: Sequence[Sequence[bool]], errors: Errors, definition: str) -> Measure:
+    """Of several draws the mean; the interval is one draw's, since all draws share their requests."""
+    share = float(np.mean([np.mean(shown) for shown in draws])) if draws and draws[0] else 0.0
+    n = len(draws[0]) if draws else 0
+    hits = round(share * n)
+    return _lost([True] * hits + [False] * (n - hits), errors, f"{definition} (mean of {len(draws)} draws)")
