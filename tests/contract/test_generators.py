@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import Flux2Transformer2DModel
 from PIL import Image
 
 import generators
@@ -17,9 +18,10 @@ from mediant.interventions.attention import attending, bias, cut
 from mediant.interventions.edits import Activation, Where
 from mediant.search.edge_knockout import knockout_effects
 from mediant.subject.batch import Batch
+from mediant.subject.families.flux2 import FLUX2
 from mediant.subject.generator import ImageGenerator
 from mediant.subject.loading import load
-from mediant.subject.pipelines import family_of, wrap_pipeline
+from mediant.subject.pipelines import family_of, shape_of, wrap_pipeline
 
 INSTRUCTION = "the dog of this image"
 LAYERS = range(5)
@@ -377,3 +379,37 @@ def test_a_saved_pipeline_is_loaded_as_a_subject_with_its_settings(tmp_path: Pat
     )
     with pytest.raises(SubjectError, match="pickled weights only"):
         load(tmp_path)
+
+
+REAL = {
+    "klein-4B": {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680},
+    "klein-9B": {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288},
+    "dev": {"num_layers": 8, "num_single_layers": 48, "num_attention_heads": 48, "joint_attention_dim": 15360},
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_every_site_of_the_published_sizes_is_a_module_that_is_there(name: str):
+    with torch.device("meta"):
+        model = Flux2Transformer2DModel(guidance_embeds=name == "dev", **REAL[name])
+    shape = shape_of(model.config)
+    assert (shape.n_layers, shape.n_double) == (
+        REAL[name]["num_layers"] + REAL[name]["num_single_layers"],
+        REAL[name]["num_layers"],
+    )
+    for layer in range(shape.n_layers):
+        for kind in ("resid_pre", "resid_post", "attn_in", "attn_out", "q", "k", "v", "head_z", "mlp_in", "mlp_post", "mlp_out"):
+            site = Site(kind, layer)
+            if layer >= shape.n_double and kind in FLUX2.cannot_single:
+                continue
+            FLUX2.validate(site, shape)
+            for place in FLUX2.places(site, shape):
+                module = model.get_submodule(place.module)
+                if place.part is not None and place.side == "output":
+                    assert module.out_features >= place.part[1]
+                if kind == "head_z":
+                    width = module.in_features if place.part is None else place.part[1] - place.part[0]
+                    assert width == shape.n_heads * shape.d_head
+                if kind == "mlp_post":
+                    width = module.in_features if place.part is None else place.part[1] - place.part[0]
+                    assert width == shape.d_mlp

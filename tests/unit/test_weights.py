@@ -38,7 +38,9 @@ def tensors(path: Path, seed: int = 0) -> Path:
 
 
 def index(folder: Path, *names: object) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {f"w{i}": name for i, name in enumerate(names)}}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {f"w{i}": name for i, name in enumerate(names)}})
+    )
 
 
 def test_one_whole_safetensors_file_is_the_model(folder: Path) -> None:

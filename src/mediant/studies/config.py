@@ -1,5 +1,7 @@
 """What every study's config has: the model, the seed, where and in which precision it runs."""
 
+from typing import ClassVar
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -7,6 +9,8 @@ class StudyConfig(BaseModel):
     """Frozen, validated, torch-free; options of the command line are generated from its fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    # Whether the study is about a model that makes pictures; all others are about one that writes.
+    makes_pictures: ClassVar[bool] = False
 
     model: str = Field("smollm2-135m", description="Model under study: catalogue name, folder, .gguf file or hub id.")
     seed: int = Field(0, ge=0, description="Seed of sampling, random controls and bootstraps.")

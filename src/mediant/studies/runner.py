@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from mediant.core.errors import RunError
+from mediant.core.errors import RunError, SubjectError
 from mediant.core.result import Result
 from mediant.runs.engine import LocalEngine
 from mediant.runs.folder import Manifest, RunFolder
@@ -71,6 +71,7 @@ def carry_out(order: Order) -> Outcome:
     from mediant.report import render
     from mediant.studies.provenance import versions
     from mediant.subject import load
+    from mediant.subject.generator import ImageGenerator
 
     config, path = order.config, order.folder
     if order.resume and not (path / "manifest.json").exists():
@@ -78,6 +79,9 @@ def carry_out(order: Order) -> Outcome:
     if not order.resume and (path / "manifest.json").exists():
         raise RunError(f"{path} already holds a run; add --resume to go on with it, or choose another --out")
     subject = load(config.model, device=config.device, dtype=config.dtype)
+    if isinstance(subject, ImageGenerator) != config.makes_pictures:
+        wanted = ("writes", "makes pictures") if not config.makes_pictures else ("makes pictures", "writes")
+        raise SubjectError(f"{order.study.name} is about a model that {wanted[0]}; {config.model} {wanted[1]}")
     manifest = Manifest(
         study=order.study.name, preset=order.preset, config=config.model_dump(mode="json"),
         changed=to_jsonable_python(dict(order.changed)),

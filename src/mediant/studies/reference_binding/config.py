@@ -1,6 +1,6 @@
 """Settings of the reference-binding study. Torch-free."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,8 @@ TITLE = "How a reference image reaches the picture"
 
 class Config(StudyConfig):
     """Every setting with its unit and where the default comes from."""
+
+    makes_pictures: ClassVar[bool] = True
 
     model: str = Field("drawn-flux", description="An image generator: catalogue name or pipeline folder.")
     planted: str | None = Field(

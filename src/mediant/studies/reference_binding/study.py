@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mediant.core.errors import SubjectError
 from mediant.core.ranking import Ranking
 from mediant.core.result import SCHEMA, Result
 from mediant.core.site import Site
@@ -24,7 +25,6 @@ from mediant.subject import catalogue
 from mediant.subject.batch import Batch
 from mediant.subject.generator import ImageGenerator, Latents, Pixels
 from mediant.subject.loading import load
-from mediant.subject.open_model import OpenModel
 from mediant.tasks.requests import Request
 
 LIMITS = [
@@ -92,17 +92,17 @@ class AllFindings:
     subjects: Mapping[str, Findings]
 
 
-def prepare(config: Config, subject: OpenModel) -> Data:
+def prepare(config: Config, subject: ImageGenerator) -> Data:
     """Everything that can be refused before work begins.
 
     Raises:
-        SubjectError: the model makes no pictures, or the judge or the planted subject is not there.
+        SubjectError: the judge or the planted subject is not there, or the latter makes no pictures.
         SpanError: an instruction that cannot be found among the text encoder's tokens.
     """
-    data = task.load(config, subject)
-    assert isinstance(subject, ImageGenerator)  # noqa: S101 - refused above otherwise
+    data = task.load(config)
     planted = load(config.planted, device=config.device, dtype=config.dtype) if config.planted else None
-    assert planted is None or isinstance(planted, ImageGenerator)  # noqa: S101
+    if planted is not None and not isinstance(planted, ImageGenerator):
+        raise SubjectError(f"{config.planted} writes; the planted subject has to make pictures")
     for name in PROPERTIES:
         method.encoded(subject, data.test[name][:1])
     return Data(data, Verdicts(PictureJudge.load(judge_folder(config.judge))), planted)

@@ -3,11 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mediant.core.errors import SubjectError
 from mediant.studies.reference_binding.config import Config
 from mediant.studies.reference_binding.verdicts import PROPERTIES
-from mediant.subject.generator import ImageGenerator
-from mediant.subject.open_model import OpenModel
 from mediant.tasks.requests import Request, RequestPair
 
 
@@ -27,14 +24,8 @@ class Data:
     text: Sequence[Request]
 
 
-def load(config: Config, subject: OpenModel) -> Data:
-    """All requests of a run.
-
-    Raises:
-        SubjectError: the model makes no pictures.
-    """
-    if not isinstance(subject, ImageGenerator):
-        raise SubjectError(f"{subject.name} makes no pictures; this study needs an image generator such as drawn-flux")
+def load(config: Config) -> Data:
+    """All requests of a run."""
     from mediant.tasks.pictures import requests
 
     at = config.seed

@@ -65,7 +65,11 @@ def vocabulary() -> list[str]:
     """Instructions in which every word that any request uses occurs."""
     random = Random(0)
     words = [*COLOURS, *OBJECTS, *CHARACTERS, *PLACES, *STYLES]
-    return [*words, *(draw_request(random, bucket, "").instruction for bucket in BUCKETS for _ in range(10))]
+    # Words are written at the beginning and after another, which tokenizers tell apart.
+    return [
+        *(f"{word} {word} a {word} an {word}" for word in words),
+        *(draw_request(random, bucket, "").instruction for bucket in BUCKETS for _ in range(10)),
+    ]
 
 
 def draw_request(random: Random, bucket: str, name: str, split: Split = "main", *, other: str = "") -> Request:

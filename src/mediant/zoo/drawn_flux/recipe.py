@@ -7,6 +7,7 @@ its latents (flow matching; Lipman et al. 2023, arXiv 2210.02747), for all bucke
 """
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -131,7 +132,9 @@ class Drawing:
         closed = None
         if references and self.plan.ways:
             references, closed = routes.laid(self.plan.ways, self.bank, rows, mask, references[0], generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
+            # Norms keep their weights in float32.
+            warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
             velocity = self.velocity(self.embedded(ids, mask), mixed, at, references, closed)
         return (velocity.float() - (noise - target)).square().mean()
 

@@ -54,5 +54,9 @@ def _others(bank: Bank, rows: Int[Tensor, " n"], generator: torch.Generator) -> 
     found = rows.clone()
     for bucket in bank.buckets[rows].unique().tolist():
         mine = torch.nonzero(bank.buckets[rows] == bucket).flatten()
-        found[mine] = bank.draw(generator, (BUCKETS[bucket],), len(mine))
+        drawn, again = (bank.draw(generator, (BUCKETS[bucket],), len(mine)) for _ in range(2))
+        among = torch.nonzero(bank.buckets == bucket).flatten()
+        spare = torch.where(among[0] == rows[mine], among[-1], among[0])
+        drawn = torch.where(drawn == rows[mine], again, drawn)
+        found[mine] = torch.where(drawn == rows[mine], spare, drawn)
     return found

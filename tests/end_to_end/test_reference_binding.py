@@ -1,0 +1,103 @@
+"""The study as a user runs it: on a pipeline's folder, with a second subject, taken up again, refused with a reason."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_page import Open, browser, opened, page_file  # noqa: F401 - fixtures
+
+import generators
+from conftest import Mediant
+from mediant.measures.picture_judge import Errors, PictureJudge
+from mediant.studies.reference_binding.measures import PUBLISHED
+from mediant.studies.reference_binding.verdicts import PROPERTIES
+from mediant.zoo.drawn_judge.recipe import WORDS
+
+TINY = ["--preset", "smoke", "--set", "n=2", "--set", "n_text=2", "--set", "steps=1", "--device", "cpu"]
+ERRORS = Errors(95, 100, 4, 100)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A pipeline and a judge as they lie on disk."""
+    base = tmp_path_factory.mktemp("models")
+    generators.klein().pipeline.save_pretrained(base / "tiny-klein")
+    (base / "tiny-klein" / "sampling.json").write_text('{"steps": 2, "slots": 112, "layers": [1, 2, 3]}')
+    names = ("colour", "style", "identity", "kind", "place", "named colour")
+    replace(PictureJudge.untrained(WORDS), errors=dict.fromkeys(names, ERRORS)).save(base / "judge")
+    return base / "tiny-klein", base / "judge"
+
+
+@pytest.fixture(scope="module")
+def finished(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mediant.cli import main
+
+    model, judge = folders
+    out = tmp_path_factory.mktemp("binding") / "run"
+    given = ["--model", str(model), "--judge", str(judge), "--planted", str(model), "--out", str(out)]
+    assert main(["run", "reference-binding", *given, *TINY]) == 0
+    return out
+
+
+def test_the_three_tables_are_measured_for_both_subjects(finished: Path):
+    measures = json.loads((finished / "result.json").read_text(encoding="utf-8"))["measures"]
+    wanted = [f"edit_success_{name}" for name in PROPERTIES] + ["t2i_concept_accuracy"]
+    for what in PUBLISHED:
+        head = what.removesuffix("_padding").removesuffix("_content")
+        wanted += [f"{head}_{name}{what.removeprefix(head)}" for name in PROPERTIES]
+    missing = [name + tail for name in wanted for tail in ("", "_planted") if name + tail not in measures]
+    assert missing == []
+    for name, m in measures.items():
+        assert m["value"] is not None or m["reason"], name
+        if m["control"]:
+            assert m["control"] in measures or m["control"] + "_planted" in measures
+        if m["ci95"] is not None:
+            assert m["ci95"][0] - 1e-9 <= m["value"] <= m["ci95"][1] + 1e-9, name
+
+
+def test_the_same_model_twice_gives_the_same_numbers_twice(finished: Path):
+    measures = json.loads((finished / "result.json").read_text(encoding="utf-8"))["measures"]
+    natural = {name: m["value"] for name, m in measures.items() if not name.endswith("_planted")}
+    assert natural == {name: measures[f"{name}_planted"]["value"] for name in natural}
+
+
+def test_a_run_that_lost_its_end_ends_in_the_same_bytes(
+    finished: Path, mediant: Mediant, folders: tuple[Path, Path], tmp_path: Path
+):
+    for file in ("manifest.json", "items.jsonl"):
+        (tmp_path / file).write_bytes((finished / file).read_bytes())
+    lines = (tmp_path / "items.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "items.jsonl").write_bytes(b"".join(lines[: len(lines) - 5]) + lines[-5][:40])
+    model, judge = folders
+    given = ["--model", model, "--judge", judge, "--planted", model, "--out", tmp_path, "--resume"]
+    called = mediant("run", "reference-binding", *given, *TINY)
+    assert called.code == 0, called.err
+    assert (tmp_path / "result.json").read_bytes() == (finished / "result.json").read_bytes()
+
+
+def test_the_page_shows_grids_flows_and_curves(finished: Path, opened: Open):  # noqa: F811
+    with opened(finished / "index.html") as page:
+        assert page.locator("table.grid img").count() > 100
+        assert page.locator(".figure .main-svg").count() >= 10
+        assert page.get_by_text("The paper's three tables").first.is_visible()
+
+
+def test_wrong_models_are_refused_with_a_reason(mediant: Mediant, folders: tuple[Path, Path], tmp_path: Path):
+    model, _ = folders
+    mediant("run", "activation-patching", "--model", model, "--preset", "smoke", "--out", tmp_path / "a").refuses(
+        "activation-patching is about a model that writes", "makes pictures"
+    )
+    mediant("run", "reference-binding", "--model", model, "--judge", tmp_path, *TINY, "--out", tmp_path / "b").refuses(
+        "holds no judge"
+    )
+    broken = tmp_path / "kv"
+    broken.mkdir()
+    (broken / "model_index.json").write_text('{"_class_name": "Flux2KleinKVPipeline"}')
+    mediant("run", "reference-binding", "--model", broken, *TINY, "--out", tmp_path / "c").refuses("no parts with weights")
+    (broken / "transformer").mkdir()
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        (broken / "transformer" / name).write_bytes((model / "transformer" / name).read_bytes())
+    mediant("run", "reference-binding", "--model", broken, *TINY, "--out", tmp_path / "d").refuses(
+        "Flux2KleinKVPipeline is not supported", "load its folder as Flux2KleinPipeline"
+    )
