@@ -76,11 +76,13 @@ def test_a_run_that_lost_its_end_ends_in_the_same_bytes(
     assert (tmp_path / "result.json").read_bytes() == (finished / "result.json").read_bytes()
 
 
-def test_the_page_shows_grids_flows_and_curves(finished: Path, opened: Open):  # noqa: F811
-    with opened(finished / "index.html") as page:
-        assert page.locator("table.grid img").count() > 100
-        assert page.locator(".figure .main-svg").count() >= 10
-        assert page.get_by_text("The paper's three tables").first.is_visible()
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_shows_grids_flows_and_curves(finished: Path, opened: Open, scheme: str):  # noqa: F811
+    with opened(scheme, file=finished / "index.html") as seen:
+        assert seen.page.locator("table.grid img").count() > 100
+        assert seen.page.locator(".figure .main-svg").count() >= 10
+        assert seen.page.get_by_text("The paper's three tables").first.is_visible()
 
 
 def test_wrong_models_are_refused_with_a_reason(mediant: Mediant, folders: tuple[Path, Path], tmp_path: Path):
