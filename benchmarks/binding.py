@@ -102,8 +102,8 @@ def mask_per_block(flux: ImageGenerator, batch: Batch) -> Any:
     def masked(kind: type) -> Any:
         class Masked(kind):  # type: ignore[misc, valid-type]
             def __call__(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
-                kwargs["attention_mask"] = dense(batch)
-                return super().__call__(attn, *args, **kwargs)
+                *given, _, rotary = args
+                return super().__call__(attn, *given, dense(batch), rotary, **kwargs)
 
         return Masked()
 
