@@ -56,6 +56,27 @@ def test_the_same_command_runs_on_every_family_s_folder(mediant: Mediant, family
     assert (tmp_path / "run" / "index.html").stat().st_size > 100_000
 
 
+def test_a_twin_that_is_the_model_itself_has_the_same_numbers(mediant: Mediant, folder: Path, tmp_path: Path):
+    called = mediant("run", "gaze-heads", "--model", folder, "--twin", folder, "--out", tmp_path / "run", *TINY)
+    assert called.code == 0, called.err
+    measures = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["measures"]
+    twins = {name.removesuffix("_twin"): m for name, m in measures.items() if name.endswith("_twin")}
+    assert {
+        "caption_accuracy",
+        "diagonal_score_top10",
+        "vqa_redirect_accuracy",
+        "vqa_redirect_accuracy_layer_matched_random",
+    } < set(twins)
+    for name, m in twins.items():
+        assert (m["value"], m["ci95"], m["n"]) == (measures[name]["value"], measures[name]["ci95"], measures[name]["n"]), name
+    items = (tmp_path / "run" / "items.jsonl").read_text(encoding="utf-8")
+    assert '"key":"twin/gaze/discovery/' in items
+    assert "twin/vqa/all" not in items
+    mediant("run", "gaze-heads", "--model", folder, "--twin", "smollm2-135", "--out", tmp_path / "b", *TINY).refuses(
+        "unknown model"
+    )
+
+
 def test_every_measure_stands_beside_its_controls(finished: Path):
     measures = json.loads((finished / "result.json").read_text(encoding="utf-8"))["measures"]
     names = [*MEASURED, *(f"{name}_{tail}" for name in MEASURED for tail in CONTROLS)]

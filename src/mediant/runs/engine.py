@@ -26,8 +26,9 @@ class WorkItem:
 class LocalEngine:
     """Do items in this process; records are stored in the items' order whoever finishes first."""
 
-    def __init__(self, *, show_progress: bool = True) -> None:
-        self.show_progress = show_progress
+    def __init__(self, *, show_progress: bool = True, part: str = "") -> None:
+        """`part` stands before every key, so that the same items can be done for several parts of a study."""
+        self.show_progress, self.part = show_progress, part
         self._stopped = threading.Event()
 
     def map(self, folder: RunFolder, items: Sequence[WorkItem], *, title: str, workers: int = 1) -> list[Json]:
@@ -36,6 +37,7 @@ class LocalEngine:
         Args:
             workers: threads that compute; with more than one, items must not share what they change.
         """
+        items = [WorkItem(f"{self.part}{item.key}", item.compute) for item in items]
         if workers == 1:
             return [folder.done.get(item.key) or folder.append(item.key, item.compute()) for item in self.watched(items, title)]
         with ThreadPoolExecutor(workers) as pool:

@@ -64,6 +64,9 @@ class Config(AskingConfig):
     n_carriers: int = Field(
         12, ge=0, description="Test strips on which is patched what carries the panel asked for; 0 leaves the part out."
     )
+    twin: str | None = Field(
+        None, description="A second model to rank, choose and redirect beside the first: catalogue name or folder."
+    )
     n_regions: int = Field(40, ge=0, description="Pictures whose regions are looked at; 0 leaves the part out.")
     regions: str = Field(
         "drawn",

@@ -7,7 +7,7 @@ import numpy as np
 from mediant.core.result import Measure, Result
 from mediant.measures.intervals import wilson
 from mediant.report.figures import ACCENT, MUTED, SECOND, Line, Point, curves, intervals, share_maps
-from mediant.report.page import Framed, Page, Section, Table, number
+from mediant.report.page import Framed, Page, Section, Table, interval, number
 from mediant.runs.folder import Json
 from mediant.studies.gaze_heads import carriers, task
 from mediant.studies.gaze_heads.config import TITLE
@@ -37,7 +37,7 @@ def page(result: Result, found: Findings, subject: Subject) -> Page:
         *([(number(m["dynamic_spearman"].value), "schedule against narration, Spearman")] if "dynamic_spearman" in m else []),
     ]
     sections = [_shown(found), _scores(found), _matrices(found), _sweep(found), _bars(m), *_dynamic(found)]
-    sections += [*_regions(found, m), *_carriers(found), _path(found), _reading(found), _answers(found)]
+    sections += [*_beside(found, m), *_regions(found, m), *_carriers(found), _path(found), _reading(found), _answers(found)]
     return Page(f"{TITLE}: {subject.name}", lead, result, sections, headline)
 
 
@@ -176,6 +176,33 @@ def _dynamic(found: Findings) -> list[Section]:
         f"panel described (column) against the panel scheduled (row), over {len(found.narrations['gaze'][0])} strips."
     )
     return [Section("Turned while it speaks", text, images=images, figure=figure)]
+
+
+def _beside(found: Findings, m: dict[str, Measure]) -> list[Section]:
+    """The twin's heads and numbers."""
+    twin = found.beside
+    if twin is None:
+        return []
+    names = [name.removesuffix("_twin") for name in m if name.endswith("_twin")]
+    rows = [[name.replace("_", " "), *(_with_interval(m[each]) for each in (name, f"{name}_twin"))] for name in names]
+    tables = [("this model", found.confirmed.diagonal().mean(0)), (twin.subject.name, twin.confirmed.diagonal().mean(0))]
+    layers, heads = tables[0][1].shape
+    alike = tables[1][1].shape == tables[0][1].shape
+    figure = share_maps(
+        tables if alike else tables[1:], [str(h) for h in range(heads if alike else tables[1][1].shape[1])],
+        [str(layer) for layer in range(layers if alike else tables[1][1].shape[0])], row_title="layer", column_title="head",
+    )  # fmt: skip
+    text = (
+        f"The same strips, and heads of its own found as above: K = {twin.chosen.k} and a bias of {twin.chosen.beta:g}. The maps "
+        "show attention mass on the panel asked for."
+    )
+    return [
+        Section(f"Beside {twin.subject.name}", text, figure=figure, table=Table(["measure", "this model", "the other"], rows))
+    ]
+
+
+def _with_interval(measure: Measure) -> str:
+    return number(measure.value) + (f" {interval(measure)}" if measure.ci95 else "")
 
 
 def _regions(found: Findings, m: dict[str, Measure]) -> list[Section]:

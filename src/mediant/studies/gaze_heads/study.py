@@ -1,12 +1,13 @@
 """Wire data, method, controls and measures: one call from a config to a result."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 
+from mediant.core.errors import SubjectError
 from mediant.core.ranking import Ranking
 from mediant.core.result import SCHEMA, Measure, Result
 from mediant.measures.judges import same_text
@@ -16,16 +17,17 @@ from mediant.runs.folder import Json, RunFolder
 from mediant.search.gaze import GazeScores
 from mediant.studies.gaze_heads import carriers, method, task
 from mediant.studies.gaze_heads.config import NAME, Config
-from mediant.studies.gaze_heads.measures import Measuring, Steered, looks, shares
+from mediant.studies.gaze_heads.measures import CONTROL, Measuring, Steered, looks, shares
 from mediant.studies.gaze_heads.method import HeadSets, SiteSet
 from mediant.studies.provenance import provenance
-from mediant.subject import Subject
+from mediant.subject import Subject, load
 from mediant.subject.endpoint import OpenAIEndpoint
 from mediant.subject.vision import VisionSubject
 from mediant.tasks.regions import RegionPicture
 from mediant.tasks.strips import PanelStrip
 
 HEADS_FILE = "heads.json"
+Draws = Mapping[str, Sequence[SiteSet]]
 LIMITS = [
     "That turning these heads turns the description shows that they suffice to steer it, not that the model needs them to see.",
     "A head's score is attention at one token of one kind of question; heads that look while speaking only are not ranked by it.",
@@ -42,6 +44,20 @@ class Chosen:
     beta: float
     choices: list[Json]
     sweep: list[Json]
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """What a second model does on the same strips: its own heads, chosen as the first one's were."""
+
+    subject: VisionSubject
+    ranking: Ranking
+    found: GazeScores
+    confirmed: GazeScores
+    sets: HeadSets
+    chosen: Chosen
+    captions: list[Json]
+    answers: Steered
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,21 +80,26 @@ class Findings:
     carriers: list[Json]
     path: Json
     reading: Json
+    beside: Beside | None
 
 
 def prepare(config: Config, subject: Subject) -> task.Data:
     """Everything that can be refused before work begins.
 
     Raises:
-        SubjectError: the model has no eyes.
+        SubjectError: the model, or its twin, has no eyes.
         TaskError: too few strips, or a question the model's prompt cannot hold.
         RegionError: panels smaller than an image token.
     """
     data = task.load(config, subject)
     assert isinstance(subject, VisionSubject)  # noqa: S101 - refused above otherwise
     first = data.discovery[0]
-    subject.look([first.pixels], [task.asked(config, 0)], regions=[method.panels_of(first)])
-    return data
+    twin = None if config.twin is None else load(config.twin, device=config.device, dtype=config.dtype)
+    if twin is not None and not isinstance(twin, VisionSubject):
+        raise SubjectError(f"{config.twin} looks at no images; the twin has to be a vision-language model too")
+    for each in (subject, *([twin] if twin else [])):
+        each.look([first.pixels], [task.asked(config, 0)], regions=[method.panels_of(first)])
+    return replace(data, twin=twin)
 
 
 def run(
@@ -126,9 +147,29 @@ def _measures(found: Findings) -> dict[str, Measure]:
     measures |= measuring.dynamic(found.narrations)
     if found.carriers:
         measures |= measuring.carriers(found.carriers)
+    if found.beside is not None:
+        measures |= _measures_beside(found, found.beside, measuring)
     if found.regions is not None:
         measures |= measuring.regions(found.regions.answers, found.regions.baseline)
     return measures
+
+
+_REDIRECT = ("vqa_redirect_accuracy", "vqa_redirect_attributes")
+
+
+def _measures_beside(found: Findings, twin: Beside, measuring: Measuring) -> dict[str, Measure]:
+    """The twin's own numbers, as the first model's are made."""
+    config = found.config
+    measures = measuring.settled({"untouched": [twin.captions]}, task.asked(config, 1))
+    measures |= looks(twin.confirmed, twin.found, twin.sets, twin.ranking, config.seed)
+    measures |= shares(twin.sets, len(twin.ranking))
+    measures |= measuring.redirect("vqa_redirect", twin.answers, config.question_this)
+    stems = ("caption_accuracy", "diagonal_score_top10", "routing_accuracy_best", "k_share_of_heads", *_REDIRECT)
+    every = [name for name in measures for stem in stems if name in (stem, f"{stem}{CONTROL}")]
+    kept = {f"{name}_twin": measures[name] for name in every}
+    return {
+        name: one.model_copy(update={"control": f"{one.control}_twin" if one.control else None}) for name, one in kept.items()
+    }
 
 
 def _peak(found: Findings) -> Measure:
@@ -161,8 +202,9 @@ class _Run:
             name: [self._captions(test, heads, chosen.beta, f"{name}-{i}") for i, heads in enumerate(draws[:1])]
             for name, draws in sets.named().items()
         }
-        answers = self._steered("vqa", test, config.question_this, config.answer_tokens, sets, chosen.beta)
-        narration = self._steered("narration", test, config.question_describe, config.narration_tokens, sets, chosen.beta)
+        who, beta = sets.named(), chosen.beta
+        answers = self._steered("vqa", test, config.question_this, config.answer_tokens, who, beta)
+        narration = self._steered("narration", test, config.question_describe, config.narration_tokens, who, beta)
         verdicts = self._judged(test, answers)
         narrations = self._narrations(test[: config.n_dynamic], sets, chosen.beta)
         regions = self._regions(sets, chosen.beta)
@@ -176,24 +218,28 @@ class _Run:
         )
         reading = self._once("reading", lambda: method.reversed_reading(self.subject, test[: max(2, len(test) // 2)], config))
         data = replace(self.data, validation=tuple(validation), test=tuple(test))
+        twin = self.data.twin
+        beside = replace(self, subject=twin, engine=self._engine("twin/")).short(validation, test) if twin else None
         return Findings(
-            config,
-            data,
-            ranking,
-            found,
-            confirmed,
-            sets,
-            chosen,
-            settled,
-            answers,
-            narration,
-            verdicts,
-            narrations,
-            regions,
-            carried,
-            path,
-            reading,
-        )
+            config, data, ranking, found, confirmed, sets, chosen, settled, answers, narration, verdicts, narrations, regions,
+            carried, path, reading, beside,
+        )  # fmt: skip
+
+    def short(self, validation: list[PanelStrip], test: list[PanelStrip]) -> Beside:
+        """Rank, choose and redirect alone."""
+        config = self.config
+        found = self._gaze(list(self.data.discovery), "discovery")
+        chosen = self._choose(found, validation, sweep=False)
+        sets = method.head_sets(found, config.score, chosen.k, draws=config.draws, seed=config.seed)
+        only = {name: draws for name, draws in sets.named().items() if name in ("gaze", CONTROL.strip("_"))}
+        return Beside(
+            self.subject, found.ranking(config.score), found, self._gaze(test, "test"), sets, chosen,
+            self._captions(test, (), chosen.beta, "untouched"),
+            self._steered("vqa", test, config.question_this, config.answer_tokens, only, chosen.beta),
+        )  # fmt: skip
+
+    def _engine(self, part: str) -> LocalEngine:
+        return LocalEngine(show_progress=self.engine.show_progress, part=part)
 
     def _captioned(self, strips: Sequence[PanelStrip], name: str) -> list[PanelStrip]:
         """Strips with captions, the subject's own where there are none."""
@@ -228,7 +274,7 @@ class _Run:
         mass, spread = (np.asarray([record[part] for record in records], dtype=np.float64) for part in ("mass", "spread"))
         return GazeScores(mass, spread)
 
-    def _choose(self, found: GazeScores, strips: list[PanelStrip]) -> Chosen:
+    def _choose(self, found: GazeScores, strips: list[PanelStrip], *, sweep: bool = True) -> Chosen:
         """The K and beta with the highest accuracy on validation strips, then all K at that beta, beside random heads."""
         config, total = self.config, self.subject.shape.n_layers * self.subject.shape.n_heads
         ks = sorted({min(k, total) or total for k in config.ks})
@@ -242,9 +288,9 @@ class _Run:
         choices = self.engine.map(self.folder, items, title="choosing K and beta")
         # Of equals the one that says more facts, then the fewer heads, then the gentler bias.
         best = max(choices, key=lambda one: (one["accuracy"], one["attributes"], -one["k"]))
-        items = [WorkItem(f"sweep/{k}", _later(self._beside_random, point, k, best["beta"])) for k in ks]
-        sweep = self.engine.map(self.folder, items, title="how many heads it takes")
-        return Chosen(best["k"], best["beta"], choices, sweep)
+        items = [WorkItem(f"sweep/{k}", _later(self._beside_random, point, k, best["beta"])) for k in (ks if sweep else ())]
+        points = self.engine.map(self.folder, items, title="how many heads it takes")
+        return Chosen(best["k"], best["beta"], choices, points)
 
     def _sweep_point(
         self, scores: GazeScores, strips: list[PanelStrip], baseline: list[Json], k: int, beta: float, *, random: bool = False
@@ -280,14 +326,12 @@ class _Run:
         found: list[Json] = self._once(name, lambda: {"answers": compute()})["answers"]
         return found
 
-    def _steered(self, name: str, strips: list[PanelStrip], question: str, tokens: int, sets: HeadSets, beta: float) -> Steered:
+    def _steered(self, name: str, strips: list[PanelStrip], question: str, tokens: int, who: Draws, beta: float) -> Steered:
+        def turned(heads: SiteSet) -> Json:
+            return {"answers": method.redirected(self.subject, strips, question, tokens, self.config, heads, beta)}
+
         baseline = self._open(strips, question, tokens, name)
-        found = self._by_condition(
-            f"{name}: turning heads",
-            sets,
-            lambda heads: {"answers": method.redirected(self.subject, strips, question, tokens, self.config, heads, beta)},
-            name,
-        )
+        found = self._by_condition(f"{name}: turning heads", who, turned, name)
         return Steered({key: [one["answers"] for one in draws] for key, draws in found.items()}, baseline)
 
     def _judged(self, strips: list[PanelStrip], steered: Steered) -> dict[str, list[list[Json]]]:
@@ -305,12 +349,11 @@ class _Run:
     def _narrations(self, strips: list[PanelStrip], sets: HeadSets, beta: float) -> dict[str, list[list[Json]]]:
         if not strips:
             return {}
-        found = self._by_condition(
-            "narrating by schedule",
-            sets,
-            lambda heads: {"narrations": method.narrated(self.subject, strips, self.config, heads, beta)},
-            "dynamic",
-        )
+
+        def told(heads: SiteSet) -> Json:
+            return {"narrations": method.narrated(self.subject, strips, self.config, heads, beta)}
+
+        found = self._by_condition("narrating by schedule", sets.named(), told, "dynamic")
         return {key: [one["narrations"] for one in draws] for key, draws in found.items()}
 
     def _regions(self, sets: HeadSets, beta: float) -> Steered | None:
@@ -318,12 +361,11 @@ class _Run:
         if not pictures:
             return None
         baseline = self._answers("open/regions", lambda: method.looked_at(self.subject, pictures, self.config, (), beta))
-        found = self._by_condition(
-            "looking at regions",
-            sets,
-            lambda heads: {"answers": method.looked_at(self.subject, pictures, self.config, heads, beta)},
-            "regions",
-        )
+
+        def looked(heads: SiteSet) -> Json:
+            return {"answers": method.looked_at(self.subject, pictures, self.config, heads, beta)}
+
+        found = self._by_condition("looking at regions", sets.named(), looked, "regions")
         return Steered({key: [one["answers"] for one in draws] for key, draws in found.items()}, baseline)
 
     def _carriers(self, strips: Sequence[PanelStrip], sets: HeadSets) -> list[Json]:
@@ -333,16 +375,15 @@ class _Run:
         ]
         return self.engine.map(self.folder, items, title="what carries the panel")
 
-    def _by_condition(self, title: str, sets: HeadSets, compute: Callable[[SiteSet], Json], name: str) -> dict[str, list[Json]]:
+    def _by_condition(self, title: str, who: Draws, compute: Callable[[SiteSet], Json], name: str) -> dict[str, list[Json]]:
         """One work item per head set and draw."""
-        named = sets.named()
-        keys = [(key, i) for key, draws in named.items() for i in range(len(draws))]
-        items = [WorkItem(f"{name}/{key}/{i}", _later(compute, named[key][i])) for key, i in keys]
+        keys = [(key, i) for key, draws in who.items() for i in range(len(draws))]
+        items = [WorkItem(f"{name}/{key}/{i}", _later(compute, who[key][i])) for key, i in keys]
         records = self.engine.map(self.folder, items, title=title)
-        return {key: [r for (k, _), r in zip(keys, records, strict=True) if k == key] for key in named}
+        return {key: [r for (k, _), r in zip(keys, records, strict=True) if k == key] for key in who}
 
     def _once(self, name: str, compute: Callable[[], Json]) -> Json:
-        return LocalEngine(show_progress=False).map(self.folder, [WorkItem(name, compute)], title="")[0]
+        return LocalEngine(show_progress=False, part=self.engine.part).map(self.folder, [WorkItem(name, compute)], title="")[0]
 
 
 def _later(function: Callable[..., Json], *args: object) -> Callable[[], Json]:

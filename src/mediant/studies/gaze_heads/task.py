@@ -28,6 +28,7 @@ class Data:
     Attributes:
         regions: pictures of things at known boxes.
         exact: whether a right answer is known word by word, so that whole answers can be compared.
+        twin: a second model to be studied beside the first.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Data:
     test: tuple[PanelStrip, ...]
     regions: tuple[RegionPicture, ...]
     exact: bool
+    twin: VisionSubject | None = None
 
 
 def load(config: Config, subject: Subject) -> Data:
