@@ -117,7 +117,7 @@ def card_text(name: str) -> str:
 def shipped(card: ModelCard) -> Path | None:
     """Folder of weights that come with the package; None where they are missing."""
     folder = Path(str(files("mediant").joinpath("zoo", card.folder, "model")))
-    return folder if (folder / "config.json").is_file() else None
+    return folder if any((folder / name).is_file() for name in ("config.json", "model_index.json", "judge.json")) else None
 
 
 def cache_dir() -> Path:

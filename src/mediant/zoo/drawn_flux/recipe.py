@@ -6,6 +6,7 @@ First the autoencoder learns pictures of the drawn world, then transformer and t
 its latents (flow matching; Lipman et al. 2023, arXiv 2210.02747), for all buckets of requests at once.
 """
 
+import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mediant.subject.pipelines import SETTINGS
 from mediant.tasks.pictures.painter import Pixels
 from mediant.training.loop import LoopConfig, train
 from mediant.zoo.drawn_flux import parts, routes
@@ -28,8 +30,9 @@ from mediant.zoo.drawn_flux.routes import Route
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLFlux2
 
-_LOOP = LoopConfig(steps=9_000, lr=1.5e-3, weight_decay=0.01, warmup=100, schedule="cosine", log_every=10, grad_clip=1.0)
-DRAWING, GEOMETRY = replace(_LOOP, steps=8_000, lr=1.5e-3, warmup=300), Geometry()
+PICTURES_LOOP = LoopConfig(steps=9_000, lr=1.5e-3, weight_decay=0.01, warmup=100, schedule="cosine", log_every=10, grad_clip=1.0)
+READING = replace(PICTURES_LOOP, steps=1_000)
+DRAWING, GEOMETRY = replace(PICTURES_LOOP, steps=8_000, lr=1.5e-3, warmup=300), Geometry()
 PICTURES, PICTURE_BATCH = 8_000, 8
 # Noise on latents, in units of their spread, that the decoder has to bear: the transformer's latents will never be exact.
 BLUR = 0.15
@@ -47,7 +50,7 @@ class Plan:
 
     Attributes:
         ways: bucket -> the way its property is made to take, see `routes.py`; none for a natural subject.
-        frozen_text: whether the text encoder stays as `encoder` has it.
+        frozen_text: whether the text encoder first learns to read, as a language model of instructions, and then stays as it is.
     """
 
     geometry: Geometry = GEOMETRY
@@ -141,6 +144,13 @@ class Drawing:
             velocity = self.velocity(self.embedded(ids, mask), mixed, at, references, closed)
         return (velocity.float() - (noise - target)).square().mean()
 
+    def reading_loss(self, _: int, generator: torch.Generator) -> Tensor:
+        """Mean negative log likelihood of the tokens of instructions, in nats."""
+        rows = torch.randint(len(self.bank.ids), (BATCH,), generator=generator)
+        ids, mask = self.bank.ids[rows], self.bank.mask[rows]
+        loss: Tensor = self.encoder(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+        return loss
+
     def embedded(self, ids: Int[Tensor, "n slot"], mask: Int[Tensor, "n slot"]) -> Float[Tensor, "n slot joint"]:
         """What the transformer reads of instructions: the text encoder's layers side by side."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.plan.frozen_text):
@@ -199,12 +209,16 @@ def _in_parts(seen: Pixels, size: int = 64) -> list[Pixels]:
     return [seen[i : i + size] for i in range(0, len(seen), size)]
 
 
-def teach(folder: Path, *, seconds: float, tell: Callable[[str, int, int, float], None], plan: Plan = NATURAL) -> bool:
+def teach(
+    folder: Path, *, seconds: float, tell: Callable[[str, int, int, float], None], plan: Plan = NATURAL,
+    autoencoder: Path | None = None,
+) -> bool:  # fmt: skip
     """Train in the folder, going on where an earlier call stopped; whether it is done, and then the model is in `model/`.
 
     Args:
         seconds: after which this call ends, one step further on at least.
         tell: called after every step with the stage's name, steps taken, steps in all, and the loss.
+        autoencoder: a pipeline's folder to take the autoencoder from, instead of training one.
     """
     begun = time.monotonic()
     with torch.random.fork_rng([]):
@@ -220,16 +234,28 @@ def teach(folder: Path, *, seconds: float, tell: Callable[[str, int, int, float]
         )  # fmt: skip
         return log.done
 
-    seeing = Seeing(vae)
-    if not stage("pictures", dict(vae.named_parameters()), seeing.loss, _LOOP):
+    if autoencoder is not None:
+        vae = type(vae).from_pretrained(autoencoder, subfolder="vae", use_safetensors=True)
+    elif not stage("pictures", dict(vae.named_parameters()), Seeing(vae).loss, PICTURES_LOOP):
         return False
-    vae.eval()
-    measure_latents(vae, pictures(1_000, seed=1))
-    drawing = Drawing(vae, dit, encoder, words, plan, folder)
+    else:
+        measure_latents(vae, pictures(1_000, seed=1))
+    drawing = Drawing(vae.eval(), dit, encoder, words, plan, folder)
+    if plan.frozen_text and not stage("reading", dict(encoder.named_parameters()), drawing.reading_loss, READING):
+        return False
     learning = dict(dit.named_parameters()) | ({} if plan.frozen_text else dict(encoder.model.named_parameters()))
     if not stage("drawing", learning, drawing.loss, plan.loop):
         return False
-    made = parts.pipeline(vae, encoder.eval(), words, dit.eval())
-    made.to(dtype=torch.float16)
-    made.save_pretrained(folder / "model")
+    save(parts.pipeline(vae, encoder.eval(), words, dit.eval()), folder / "model", plan.geometry.slots)
     return True
+
+
+def save(pipeline: Any, folder: Path, slots: int) -> None:
+    """Write a pipeline with its settings, weights as float16."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    pipeline.to(dtype=torch.float16)
+    pipeline.save_pretrained(folder)
+    sampling = {"steps": 4, "slots": slots, "layers": list(range(1, ENCODER_LAYERS + 1))}
+    (folder / SETTINGS).write_text(json.dumps(sampling) + "\n", encoding="utf-8")
