@@ -16,13 +16,15 @@ if TYPE_CHECKING:
         plain_text,
         pronouns,
         regions,
+        request_files,
+        requests,
         strips,
         toys,
     )
 
 __all__ = [
     "agreement", "arithmetic", "catalogue", "colours", "encode", "foreign", "ioi", "pairs", "plain_text", "pronouns", "regions",
-    "strips", "toys",
+    "request_files", "requests", "strips", "toys",
 ]  # fmt: skip
 
 

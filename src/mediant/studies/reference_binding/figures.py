@@ -64,24 +64,29 @@ def _summary(m: Mapping[str, Measure], tail: str) -> Section:
     """The paper's three tables beside this subject's."""
     rows = []
     for what, published in PUBLISHED.items():
-        head = what.removesuffix("_padding").removesuffix("_content")
+        row = [what.replace("_", " ")]
         for name in PROPERTIES:
-            measure = m.get(f"{head}_{name}{what.removeprefix(head)}{tail}")
-            theirs = published.get(name)
-            beside = "-" if theirs is None else f"{theirs:.1f}"
-            rows.append([what.replace("_", " "), name, _cell(measure), beside, _agrees(measure, theirs)])
+            row += [_cell(_of(m, what, name, tail)), f"{published[name]:.1f}" if name in published else "-"]
+        rows.append(row)
+    both = [
+        (measure.value, published[name])
+        for what, published in PUBLISHED.items()
+        for name in published
+        if (measure := _of(m, what, name, tail)) is not None and measure.value is not None
+    ]
+    same = sum((value >= 0.5) == (theirs >= 50) for value, theirs in both)
     text = (
-        f'The {WHO[tail]} subject beside the published FLUX.2 [klein] 9B, in percent, with 95 % intervals. "Same side" asks only '
-        "whether both are above or both below one half."
+        f"The {WHO[tail]} subject beside the published FLUX.2 [klein] 9B, in percent, with 95 % intervals. In {same} of {len(both)} "
+        "cells both lie on the same side of one half."
     )
-    table = Table(["intervention", "property", "here", "paper", "same side"], rows)
-    return Section(f"The paper's three tables: {WHO[tail]} subject", text, table=table)
+    header = ["", *(head for name in PROPERTIES for head in (name, "paper"))]
+    return Section(f"The paper's three tables: {WHO[tail]} subject", text, table=Table(header, rows))
 
 
-def _agrees(measure: Measure | None, published: float | None) -> str:
-    if measure is None or measure.value is None or published is None:
-        return ""
-    return "yes" if (measure.value >= 0.5) == (published >= 50) else "no"
+def _of(m: Mapping[str, Measure], what: str, name: str, tail: str) -> Measure | None:
+    """The measure of a row of the paper's tables and a property."""
+    head = what.removesuffix("_padding").removesuffix("_content")
+    return m.get(f"{head}_{name}{what.removeprefix(head)}{tail}")
 
 
 def _flow(one: Findings, tail: str) -> Section:
