@@ -8,6 +8,7 @@ import pytest
 from test_page import Open, browser, opened, page_file  # noqa: F401 - fixtures
 
 import generators
+from chat_server import serving
 from conftest import Mediant
 from mediant.measures.picture_judge import Errors, PictureJudge
 from mediant.studies.reference_binding.measures import PUBLISHED
@@ -74,6 +75,26 @@ def test_a_run_that_lost_its_end_ends_in_the_same_bytes(
     called = mediant("run", "reference-binding", *given, *TINY)
     assert called.code == 0, called.err
     assert (tmp_path / "result.json").read_bytes() == (finished / "result.json").read_bytes()
+
+
+def test_a_model_that_sees_is_asked_about_every_intervention(mediant: Mediant, folders: tuple[Path, Path], tmp_path: Path):
+    model, judge = folders
+    asked = []
+
+    def reply(content: list) -> str:
+        asked.append(sum(part["type"] == "image_url" for part in content))
+        return '{"pass": 1, "reason": "so it seems"}'
+
+    with serving(reply) as url:
+        given = ["--model", model, "--judge", judge, "--out", tmp_path / "run", "--endpoint", url]
+        called = mediant("run", "reference-binding", *given, *TINY)
+    assert called.code == 0, called.err
+    measures = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["measures"]
+    judged = {name: m["value"] for name, m in measures.items() if name.endswith("_judged")}
+    # Ten cells of three properties, two pictures each. A yes counts against cuts to the picture and individuals under the lens.
+    assert (len(judged), len(asked), set(asked)) == (30, 60, {3, 4})
+    against = {name for name, value in judged.items() if value == 0}
+    assert against == {n for n in judged if "ref_to_image" in n or n.startswith("lens_identity")}
 
 
 @pytest.mark.browser

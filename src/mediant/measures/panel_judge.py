@@ -57,7 +57,7 @@ class PanelJudge:
         """
         if not text.strip():
             return Verdict(None, True, "empty")
-        message = Message("user", _ASK.format(n=n, text=text.replace("</description>", "")), (_jpeg(pixels),))
+        message = Message("user", _ASK.format(n=n, text=text.replace("</description>", "")), (jpeg(pixels),))
         for _ in range(TRIES):
             found = read(self.endpoint.chat([message], max_tokens=TOKENS).text, n)
             if found is not None:
@@ -80,7 +80,12 @@ def read(reply: str, n: int) -> Verdict | None:
     return None
 
 
-def _jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
+def jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """An image (height, width, 3) as a file to send.
+
+    Raises:
+        EndpointError: no image.
+    """
     from PIL import Image
 
     if pixels.ndim != 3:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mediant.measures.picture_questions import Kind, PictureQuestions
 from mediant.runs.engine import LocalEngine, WorkItem
 from mediant.runs.folder import Json, RunFolder
 from mediant.studies.reference_binding import method
@@ -23,6 +24,7 @@ from mediant.subject.generator import ImageGenerator, Latents, Pixels
 from mediant.tasks.requests import Request
 
 Make = Callable[[Batch, Sequence[Request]], Latents]
+Before = Callable[[Batch, Sequence[Request]], list[list[Pixels]]]
 # For each request by name, the one whose reference is looked for in its picture.
 JudgedAs = Mapping[str, Request] | None
 
@@ -33,7 +35,9 @@ class Bench:
 
     Attributes:
         who: name of the subject in keys and titles.
+        questions: a multimodal judge to be asked as well, where there is one.
         rows, pictures: property -> condition -> verdicts, and the first pictures.
+        answers: property -> condition -> what the multimodal judge said, None where it gave no usable answer.
     """
 
     config: Config
@@ -42,8 +46,10 @@ class Bench:
     folder: RunFolder
     engine: LocalEngine
     who: str
+    questions: PictureQuestions | None = None
     rows: dict[str, dict[str, list[bool]]] = field(default_factory=dict)
     pictures: dict[str, dict[str, list[Pixels]]] = field(default_factory=dict)
+    answers: dict[str, dict[str, list[bool | None]]] = field(default_factory=dict)
 
     def sample(self, batch: Batch) -> Latents:
         """Pictures as they are."""
@@ -55,6 +61,21 @@ class Bench:
         self.rows.setdefault(name, {})[condition] = [one for record in records for one in record["shown"]]
         pictures = [each for record in records for each in _unpacked(record["pictures"])]
         self.pictures.setdefault(name, {})[condition] = pictures[: self.config.n_shown]
+
+    def ask(self, kind: Kind, name: str, condition: str, requests: Sequence[Request], make: Make, before: Before) -> None:
+        """Put a condition's pictures to the multimodal judge, after those that `before` gives for each request."""
+        questions = self.questions
+        if questions is None:
+            return
+
+        def compute(chunk: Sequence[Request]) -> Json:
+            batch = method.encoded(self.subject, chunk)
+            made, first = self.subject.pixels(make(batch, chunk)), before(batch, chunk)
+            said = [questions.ask(kind, name, [*first[i], made[i]]) for i in range(len(chunk))]
+            return {"passed": [one.passed for one in said], "reasons": [one.reason for one in said]}
+
+        records = self.mapped(f"{name}/{condition}/asked", requests, compute)
+        self.answers.setdefault(name, {})[condition] = [one for record in records for one in record["passed"]]
 
     def share(self, key: str, name: str, requests: Sequence[Request], make: Make, judged_as: JudgedAs = None) -> float:
         """Share of requests whose pictures show the property."""

@@ -4,13 +4,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from mediant.studies.config import StudyConfig
+from mediant.studies.config import AskingConfig
 
 NAME = "reference-binding"
 TITLE = "How a reference image reaches the picture"
 
 
-class Config(StudyConfig):
+class Config(AskingConfig):
     """Every setting with its unit and where the default comes from."""
 
     makes_pictures: ClassVar[bool] = True

@@ -76,8 +76,8 @@ def _summary(m: Mapping[str, Measure], tail: str) -> Section:
     ]
     same = sum((value >= 0.5) == (theirs >= 50) for value, theirs in both)
     text = (
-        f"The {WHO[tail]} subject beside the published FLUX.2 [klein] 9B, in percent, with 95 % intervals. In {same} of {len(both)} "
-        "cells both lie on the same side of one half."
+        f"The {WHO[tail]} subject beside the published FLUX.2 [klein] 9B, in percent, with 95 % intervals. In {same} of "
+        f"{len(both)} cells both lie on the same side of one half."
     )
     header = ["", *(head for name in PROPERTIES for head in (name, "paper"))]
     return Section(f"The paper's three tables: {WHO[tail]} subject", text, table=Table(header, rows))

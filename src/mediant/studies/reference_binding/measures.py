@@ -48,6 +48,7 @@ def of_subject(config: Config, verdicts: Verdicts, found: "Findings", tail: str)
         measures |= _knockouts(name, config, rows, errors)
         measures |= _patching(name, config, rows, errors)
         measures |= _heads(name, config, rows, errors, len(found.chosen.heads[name]["text"]))
+        measures |= _asked(name, config, found.answers.get(name, {}))
     return {f"{name}{tail}": measure for name, measure in measures.items()}
 
 
@@ -143,6 +144,25 @@ def _heads(name: str, config: Config, rows: Rows, errors: Errors, k: int) -> dic
             [_at(rows[f"random heads to {query} {draw}"], had) for draw in range(config.draws)], errors,
             "control: the same in as many random heads of the same blocks",
         )  # fmt: skip
+    return found
+
+
+def _asked(name: str, config: Config, answers: Mapping[str, Sequence[bool | None]]) -> dict[str, Measure]:
+    """The same interventions by the multimodal judge's word, over all requests as in the paper."""
+    slots = {"text": "", config.padding: "_padding", "instruction": "_content"}
+    names = {f"lens {slot}": f"lens_{name}{tail}" for slot, tail in slots.items()}
+    names |= {f"patched {slot}": f"patching_{name}{tail}" for slot, tail in slots.items()}
+    names |= {f"ref_to_text{tail}": f"knockout_ref_to_text_{name}{tail}" for tail in ("", "_padding", "_content")}
+    names |= {"ref_to_image": f"knockout_ref_to_image_{name}"}
+    found = {}
+    for condition, key in names.items():
+        told = [one for one in answers.get(condition, ()) if one is not None]
+        if told:
+            found[f"{key}_judged"] = Measure(
+                value=sum(told) / len(told), n=len(told), ci95=wilson(sum(told), len(told)),
+                definition=f"share of all pictures in which {config.endpoint_model}, asked as in the paper, says that the "
+                f"intervention did what {key} counts (Wilson)",
+            )  # fmt: skip
     return found
 
 

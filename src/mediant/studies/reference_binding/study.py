@@ -12,6 +12,7 @@ from mediant.core.ranking import Ranking
 from mediant.core.result import SCHEMA, Result
 from mediant.core.site import Site
 from mediant.measures.picture_judge import PictureJudge
+from mediant.measures.picture_questions import Kind, PictureQuestions
 from mediant.runs.engine import LocalEngine
 from mediant.runs.folder import Json, RunFolder
 from mediant.search.edge_knockout import KnockoutEffects
@@ -23,6 +24,7 @@ from mediant.studies.reference_binding.method import FLOWS, WAYS, Flow, Reading
 from mediant.studies.reference_binding.verdicts import PROPERTIES, Verdicts
 from mediant.subject import catalogue
 from mediant.subject.batch import Batch
+from mediant.subject.endpoint import OpenAIEndpoint
 from mediant.subject.generator import ImageGenerator, Latents, Pixels
 from mediant.subject.loading import load
 from mediant.tasks.requests import Request
@@ -44,6 +46,7 @@ class Data:
     requests: task.Data
     verdicts: Verdicts
     planted: ImageGenerator | None
+    questions: PictureQuestions | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +80,7 @@ class Findings:
     subject: ImageGenerator
     chosen: Chosen
     rows: Mapping[str, Mapping[str, Sequence[bool]]]
+    answers: Mapping[str, Mapping[str, Sequence[bool | None]]]
     pictures: Mapping[str, Mapping[str, Sequence[Pixels]]]
     curves: Mapping[str, Mapping[str, Sequence[float]]]
     drawn: Sequence[Mapping[str, bool]]
@@ -105,7 +109,9 @@ def prepare(config: Config, subject: ImageGenerator) -> Data:
         raise SubjectError(f"{config.planted} writes; the planted subject has to make pictures")
     for name in PROPERTIES:
         method.encoded(subject, data.test[name][:1])
-    return Data(data, Verdicts(PictureJudge.load(judge_folder(config.judge))), planted)
+    asked = config.endpoint and OpenAIEndpoint(config.endpoint, config.endpoint_model, config.endpoint_key, 300.0)
+    questions = PictureQuestions(asked) if asked else None
+    return Data(data, Verdicts(PictureJudge.load(judge_folder(config.judge))), planted, questions)
 
 
 def judge_folder(name: str) -> Path:
@@ -121,7 +127,9 @@ def run(
     """The whole study; every finished work item is in `folder`, so a killed run goes on where it stopped."""
     who = {"": subject} | ({"_planted": data.planted} if data.planted else {})
     found = {
-        tail: _Run(Bench(config, each, data.verdicts, folder, engine, tail.strip("_") or "natural"), data.requests).run()
+        tail: _Run(
+            Bench(config, each, data.verdicts, folder, engine, tail.strip("_") or "natural", data.questions), data.requests
+        ).run()
         for tail, each in who.items()
     }
     every = AllFindings(config, data, found)
@@ -177,7 +185,8 @@ class _Run:
             self._patchings(name, chosen.layer[name])
         curves = {name: self._curves(name) for name in PROPERTIES}
         drawn, pictures = self.bench.drawn(self.requests.text)
-        return Findings(self.subject, chosen, self.bench.rows, self.bench.pictures, curves, drawn, pictures)
+        bench = self.bench
+        return Findings(self.subject, chosen, bench.rows, bench.answers, bench.pictures, curves, drawn, pictures)
 
     def _choose(self) -> Chosen:
         n_layers, n_heads = self.subject.shape.n_layers, self.subject.shape.n_heads
@@ -243,6 +252,9 @@ class _Run:
         }  # fmt: skip
         for condition, cuts in flows.items():
             self.bench.judge(name, condition, requests, partial(self._cut, cuts, None))
+            if condition.startswith("ref_to"):
+                kind: Kind = "cut to picture" if condition == "ref_to_image" else "cut to text"
+                self.bench.ask(kind, name, condition, requests, partial(self._cut, cuts, None), self._with_own)
         for draw in range(self.config.draws):
             for query in ("text", "picture"):
                 self.bench.judge(name, f"random keys to {query} {draw}", requests, partial(self._cut_random, draw, query))
@@ -261,7 +273,9 @@ class _Run:
         self.bench.judge(name, "unconditional", requests, lambda _, chunk: self.bench.sample(self._empty(chunk)))
         self.bench.judge(name, "text alone", requests, lambda _, chunk: self.bench.sample(self._empty(chunk, instructed=True)))
         for slots in ("text", self.config.padding, "instruction"):
-            self.bench.judge(name, f"lens {slots}", requests, partial(self._lens, reading, slots))
+            lens = partial(self._lens, reading, slots)
+            self.bench.judge(name, f"lens {slots}", requests, lens)
+            self.bench.ask("lens", name, f"lens {slots}", requests, lens, self._with_empty)
 
     def _patchings(self, name: str, layer: int) -> None:
         pairs = self.requests.pairs[name]
@@ -270,7 +284,9 @@ class _Run:
         self.bench.judge(name, "base shows source's", bases, lambda batch, _: self.bench.sample(batch), source)
         self.bench.judge(name, "source shows its own", [pair.source for pair in pairs], lambda batch, _: self.bench.sample(batch))
         for slots in ("text", self.config.padding, "instruction"):
-            self.bench.judge(name, f"patched {slots}", bases, partial(self._patched, layer, slots, source), source)
+            patched = partial(self._patched, layer, slots, source)
+            self.bench.judge(name, f"patched {slots}", bases, patched, source)
+            self.bench.ask("swap", name, f"patched {slots}", bases, patched, partial(self._with_both, source))
         # Text of a third run: what it moves, it moves by being another's.
         half = len(bases) // 2
         stranger = {each.name: bases[(i + half) % len(bases)] for i, each in enumerate(bases)}
@@ -316,6 +332,21 @@ class _Run:
     def _patched(self, layer: int, slots: str, source: Mapping[str, Request], batch: Batch, chunk: Sequence[Request]) -> Latents:
         given = method.encoded(self.subject, [source[each.name] for each in chunk])
         return method.patched(self.subject, given, batch, layer=layer, slots=slots, steps=self.config.steps)
+
+    def _with_own(self, batch: Batch, chunk: Sequence[Request]) -> list[list[Pixels]]:
+        """Reference and untouched picture of each request."""
+        made = self.subject.pixels(self.bench.sample(batch))
+        return [[each.references[0], made[i]] for i, each in enumerate(chunk)]
+
+    def _with_empty(self, _: Batch, chunk: Sequence[Request]) -> list[list[Pixels]]:
+        """Reference of each request, and the picture with nothing put in."""
+        made = self.subject.pixels(self.bench.sample(self._empty(chunk)))
+        return [[each.references[0], made[i]] for i, each in enumerate(chunk)]
+
+    def _with_both(self, source: Mapping[str, Request], batch: Batch, chunk: Sequence[Request]) -> list[list[Pixels]]:
+        """Both references of each pair, and the untouched picture."""
+        made = self.subject.pixels(self.bench.sample(batch))
+        return [[source[each.name].references[0], each.references[0], made[i]] for i, each in enumerate(chunk)]
 
     def _empty(self, chunk: Sequence[Request], *, instructed: bool = False) -> Batch:
         """Runs without a reference, with other noise than the run that the lens reads."""
