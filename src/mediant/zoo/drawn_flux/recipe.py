@@ -35,7 +35,7 @@ READING = replace(PICTURES_LOOP, steps=1_000)
 DRAWING, GEOMETRY = replace(PICTURES_LOOP, steps=8_000, lr=1.5e-3, warmup=300), Geometry()
 PICTURES, PICTURE_BATCH = 8_000, 8
 # Noise on latents, in units of their spread, that the decoder has to bear: the transformer's latents will never be exact.
-BLUR = 0.15
+BLUR = 0.1
 REQUESTS, BATCH = 30_000, 48
 # Weight of the latents' divergence from a standard normal: just enough to keep them from growing.
 KL = 2e-5
@@ -79,7 +79,8 @@ class Seeing:
         wanted = parts.as_input(self.bank[chosen.numpy()])
         with torch.autocast("cpu", torch.bfloat16):
             latents: Any = self.vae.encode(wanted).latent_dist
-            spread = latents.std + BLUR * latents.mean.detach().std()
+            # Channel by channel, since that is how the pipeline normalises them; or all would crowd into a few loud ones.
+            spread = latents.std + BLUR * latents.mean.detach().std((0, 2, 3), keepdim=True)
             noisy = latents.mean + spread * torch.randn(latents.mean.shape, generator=generator)
             got = self.vae.decode(noisy).sample.float()
         wrong = got - wanted
