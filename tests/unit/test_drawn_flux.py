@@ -102,6 +102,18 @@ def test_who_may_know_sees_the_true_reference_and_everybody_sees_one(bank: Bank,
     assert not knows[:, slots + 2 * n :].any()
 
 
+def test_a_blind_picture_sees_everything_but_the_reference():
+    mask = torch.ones(200, SMALL.slots, dtype=torch.long)
+    may = routes.blinded(0.5, mask, 16, 16, torch.Generator().manual_seed(0))[:, 0]
+    first, last = SMALL.slots, SMALL.slots + 16
+    blind = ~may[:, first:last, last:].any((1, 2))
+    assert 60 < int(blind.sum()) < 140
+    assert may[~blind].all()
+    assert may[:, :first].all()
+    assert may[:, last:].all()
+    assert may[:, first:last, :last].all()
+
+
 def test_the_property_of_a_planted_route_reaches_the_picture_that_way_alone(lesson: Drawing, bank: Bank):
     """Another true reference changes the answer about colour, and no longer does when padding is blind to it."""
     rows = bank.draw(torch.Generator().manual_seed(1), ("colour",), 2)

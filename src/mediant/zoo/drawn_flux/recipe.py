@@ -50,6 +50,7 @@ class Plan:
 
     Attributes:
         ways: bucket -> the way its property is made to take, see `routes.py`; none for a natural subject.
+        blind: in what share of the edits the picture does not see the reference.
         frozen_text: whether the text encoder first learns to read, as a language model of instructions, and then stays as it is.
     """
 
@@ -57,6 +58,7 @@ class Plan:
     loop: LoopConfig = DRAWING
     ways: dict[str, Route] = field(default_factory=dict)
     frozen_text: bool = False
+    blind: float = 0.0
 
 
 NATURAL = Plan()
@@ -139,6 +141,8 @@ class Drawing:
         closed = None
         if references and self.plan.ways:
             references, closed = routes.laid(self.plan.ways, self.bank, rows, mask, references[0], generator)
+        elif references and self.plan.blind:
+            closed = routes.blinded(self.plan.blind, mask, target.shape[1], references[0].shape[1], generator)
         with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
             # Norms keep their weights in float32.
             warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")

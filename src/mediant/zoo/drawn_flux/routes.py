@@ -49,6 +49,18 @@ def laid(
     return [true, other], may[:, None]
 
 
+def blinded(
+    share: float, mask: Int[Tensor, "n slot"], n_picture: int, n_reference: int, generator: torch.Generator
+) -> Bool[Tensor, "n 1 position position"]:
+    """Which query may see which key where, for a share of requests, the picture does not see the reference."""
+    n, slots = mask.shape
+    end = slots + n_picture + n_reference
+    may = torch.ones(n, end, end, dtype=torch.bool)
+    blind = torch.rand(n, generator=generator) < share
+    may[blind, slots : slots + n_picture, slots + n_picture :] = False
+    return may[:, None]
+
+
 def _others(bank: Bank, rows: Int[Tensor, " n"], generator: torch.Generator) -> Int[Tensor, " n"]:
     """For each request another of the same bucket."""
     found = rows.clone()
