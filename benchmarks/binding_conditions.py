@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/binding_conditions.py FOLDER [CONDITION ...]    # may be stopped at any time
 
 Every condition trains drawn-flux's recipe anew, with the shipped autoencoder and fewer steps, and changes one thing. Then the
-reference is hidden from the text, and from the picture, in all blocks, and the share of pictures that lose the property is counted
-(held-out combinations, the shipped judge, Wilson intervals). Rows go to `results/binding_conditions.jsonl`.
+reference is hidden from the text, and from the picture, in all blocks, and the share of pictures that lose the property is
+counted (held-out combinations, the shipped judge, Wilson intervals). Rows go to `results/binding_conditions.jsonl`.
 """
 
 import json
@@ -79,7 +79,8 @@ def main(folder: Path, chosen: list[str]) -> None:
             tell=lambda stage, step, n, loss: step % 100 == 0 and print(stage, step, n, round(loss, 4), flush=True),
         )  # fmt: skip
         flux = load(place / "model")
-        assert done and isinstance(flux, ImageGenerator)
+        assert done
+        assert isinstance(flux, ImageGenerator)
         with RESULTS.open("a", encoding="utf-8") as file:
             for row in rows(condition, flux, judge):
                 print(json.dumps(row))
