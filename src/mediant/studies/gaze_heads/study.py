@@ -154,7 +154,14 @@ def _measures(found: Findings) -> dict[str, Measure]:
     return measures
 
 
-_REDIRECT = ("vqa_redirect_accuracy", "vqa_redirect_attributes")
+_SEEING = (
+    "caption_accuracy",
+    "caption_accuracy_as_published",
+    "diagonal_score_top10",
+    "routing_accuracy_best",
+    "k_share_of_heads",
+)
+_REDIRECT = ("vqa_redirect_accuracy", "vqa_redirect_attributes", "vqa_redirect_accuracy_as_published")
 
 
 def _measures_beside(found: Findings, twin: Beside, measuring: Measuring) -> dict[str, Measure]:
@@ -164,7 +171,7 @@ def _measures_beside(found: Findings, twin: Beside, measuring: Measuring) -> dic
     measures |= looks(twin.confirmed, twin.found, twin.sets, twin.ranking, config.seed)
     measures |= shares(twin.sets, len(twin.ranking))
     measures |= measuring.redirect("vqa_redirect", twin.answers, config.question_this)
-    stems = ("caption_accuracy", "diagonal_score_top10", "routing_accuracy_best", "k_share_of_heads", *_REDIRECT)
+    stems = (*_SEEING, *_REDIRECT)
     every = [name for name in measures for stem in stems if name in (stem, f"{stem}{CONTROL}")]
     kept = {f"{name}_twin": measures[name] for name in every}
     return {
