@@ -22,6 +22,7 @@ from mediant.studies.config import StudyConfig
 from mediant.studies.provenance import provenance, versions
 from mediant.studies.runner import Order, carry_out
 from mediant.subject import Subject, wrap
+from mediant.subject.catalogue import models
 from mediant.tasks import catalogue as task_catalogue
 from mediant.tasks import foreign
 
@@ -75,6 +76,9 @@ def test_every_preset_runs_the_study_it_is_for_on_a_task_that_exists():
         if card.name == "gaze-heads":
             assert config.data == "drawn" or config.data in foreign.SETS
             assert config.regions == "drawn" or config.regions in foreign.SETS
+        elif card.name == "reference-binding":
+            names = [config.judge, *([config.planted] if config.planted else []), *([config.model] if preset != "paper" else [])]
+            assert set(names) <= set(models())
         else:
             assert config.task in task_catalogue.TASKS
 

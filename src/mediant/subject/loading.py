@@ -118,6 +118,8 @@ def _device(device: str | None) -> torch.device:
 def _resolve(name: str) -> tuple[str, str | None, str]:
     """Where to load from: folder or hub id, GGUF file within it, fingerprint of local weights."""
     if name in catalogue.models():
+        if catalogue.card(name).kind == "judge":
+            raise SubjectError(f"{name} judges pictures and is no subject; studies that need it load it themselves")
         folder = fetch.fetch(name)
         return str(folder), None, _fingerprint(folder)
     path = Path(name).expanduser()

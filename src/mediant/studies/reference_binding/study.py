@@ -115,10 +115,18 @@ def prepare(config: Config, subject: ImageGenerator) -> Data:
 
 
 def judge_folder(name: str) -> Path:
-    """Folder of a judge, by its catalogue name or path."""
-    if name in catalogue.models():
-        return catalogue.shipped(catalogue.card(name)) or Path(name)
-    return Path(name)
+    """Folder of a judge, by its catalogue name or path.
+
+    Raises:
+        SubjectError: it has no weights here.
+    """
+    if name not in catalogue.models():
+        return Path(name)
+    card = catalogue.card(name)
+    found = catalogue.shipped(card)
+    if found is None:
+        raise SubjectError(f"{name} is not with the package; make it with: {card.how_to_get}, and give --judge FOLDER/model")
+    return found
 
 
 def run(
