@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mediant.subject.pipelines import SETTINGS
 from mediant.tasks.pictures.painter import Pixels
 from mediant.training.loop import LoopConfig, train
+from mediant.training.short_attention import written_out
 from mediant.zoo.drawn_flux import parts, routes
 from mediant.zoo.drawn_flux.bank import Bank, pictures
 from mediant.zoo.drawn_flux.parts import ENCODER_LAYERS, SIDE, Geometry
@@ -174,12 +175,13 @@ class Drawing:
         """
         n, slots = text.shape[:2]
         ids = [_places(0), *[_places(10)] * len(references)]
-        answer: Tensor = self.dit(
-            hidden_states=torch.cat([mixed, *references], 1), encoder_hidden_states=text, timestep=at,
-            img_ids=torch.cat(ids)[None].expand(n, -1, -1),
-            txt_ids=torch.cartesian_prod(*[torch.arange(1)] * 3, torch.arange(slots))[None].expand(n, -1, -1),
-            joint_attention_kwargs=None if closed is None else {"attention_mask": closed}, return_dict=False,
-        )[0]  # fmt: skip
+        with written_out():
+            answer: Tensor = self.dit(
+                hidden_states=torch.cat([mixed, *references], 1), encoder_hidden_states=text, timestep=at,
+                img_ids=torch.cat(ids)[None].expand(n, -1, -1),
+                txt_ids=torch.cartesian_prod(*[torch.arange(1)] * 3, torch.arange(slots))[None].expand(n, -1, -1),
+                joint_attention_kwargs=None if closed is None else {"attention_mask": closed}, return_dict=False,
+            )[0]  # fmt: skip
         return answer[:, : mixed.shape[1]]
 
 
