@@ -16,7 +16,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-ACCENT, MUTED, SECOND = "#2f6fde", "#8a8f98", "#d9822b"
+ACCENT, MUTED, SECOND, THIRD = "#2f6fde", "#8a8f98", "#d9822b", "#2e9d6a"
 Array = npt.NDArray[np.float64]
 
 

@@ -116,6 +116,24 @@ class ImageGenerator(OpenModel):
         real, start, stop = torch.ones_like(every, dtype=torch.bool), (0,) * rows, (every.shape[1],) * rows
         return Batch(every, real, tuple(spans), start, stop, tuple(instructions), inputs=inputs).to(self.device)
 
+    def slots_of(self, batch: Batch, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """The text slots of each row that hold a text; it has to be there once.
+
+        Raises:
+            SpanError: it is not there, or more than once.
+        """
+        found = []
+        for text, ids, spans in zip(texts, batch.ids.tolist(), batch.spans, strict=True):
+            padding = set(spans["padding"])
+            real = [slot for slot in spans["text"] if slot not in padding]
+            found.append(joint_layout.slots_of(text, ids, real, self._decode))
+        return found
+
+    def n_tokens(self, text: str) -> int:
+        """Slots that a text takes up by itself."""
+        words = getattr(self.pipeline.tokenizer, "tokenizer", self.pipeline.tokenizer)
+        return len(words(text, add_special_tokens=False)["input_ids"])
+
     def sample(self, batch: Batch, *, steps: int | None = None, gradients: bool = False) -> Latents:
         """Make the pictures of a batch, as latents, under whatever edits are active.
 

@@ -10,6 +10,7 @@ and `remove` edit it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from zlib import crc32
 
 import numpy as np
@@ -17,6 +18,8 @@ import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
 BUCKETS = ("text", "colour", "style", "identity", "add", "remove")
+# Says nothing about a picture; takes the place of padding.
+FILLER = "please take all the time you need and do it with great care before you show it to me thank you"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,12 @@ class Request:
     def __post_init__(self) -> None:
         if self.seed < 0:
             object.__setattr__(self, "seed", crc32(self.name.encode()))
+
+
+def lengthened(instruction: str, n_words: int) -> str:
+    """The instruction with so many words behind it that say nothing about the picture; fewer are a beginning of more."""
+    words = islice(cycle(FILLER.split()), n_words)
+    return f"{instruction}, {' '.join(words)}" if n_words else instruction
 
 
 @dataclass(frozen=True, eq=False)

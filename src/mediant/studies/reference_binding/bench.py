@@ -79,8 +79,12 @@ class Bench:
 
     def share(self, key: str, name: str, requests: Sequence[Request], make: Make, judged_as: JudgedAs = None) -> float:
         """Share of requests whose pictures show the property."""
+        return float(np.mean(self.shown(key, name, requests, make, judged_as)))
+
+    def shown(self, key: str, name: str, requests: Sequence[Request], make: Make, judged_as: JudgedAs = None) -> list[bool]:
+        """One verdict per request, of which no picture is kept."""
         records = self._pictured(f"{name}/{key}", name, requests, make, judged_as, keep=0)
-        return float(np.mean([one for record in records for one in record["shown"]]))
+        return [one for record in records for one in record["shown"]]
 
     def drawn(self, requests: Sequence[Request]) -> tuple[list[Json], list[Pixels]]:
         """What is right in pictures without a reference, and the first pictures."""

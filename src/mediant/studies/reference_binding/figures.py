@@ -6,13 +6,14 @@ import numpy as np
 
 from mediant.core.result import Measure, Result
 from mediant.measures.intervals import wilson
-from mediant.report.figures import ACCENT, MUTED, SECOND, Line, Point, curves, intervals, share_maps
+from mediant.report.figures import ACCENT, MUTED, SECOND, THIRD, Line, Point, curves, intervals, share_maps
 from mediant.report.flow_figure import flows
 from mediant.report.page import Framed, Grid, Page, Section, Table, number
 from mediant.studies.reference_binding.config import TITLE
+from mediant.studies.reference_binding.experiment import Findings
 from mediant.studies.reference_binding.measures import PUBLISHED
 from mediant.studies.reference_binding.method import FLOWS, GROUPS
-from mediant.studies.reference_binding.study import AllFindings, Findings
+from mediant.studies.reference_binding.study import AllFindings
 from mediant.studies.reference_binding.verdicts import PROPERTIES
 from mediant.subject.generator import ImageGenerator
 from mediant.tasks.requests import Request
@@ -46,7 +47,7 @@ def page(result: Result, found: AllFindings, subject: ImageGenerator) -> Page:
     for tail, one in found.subjects.items():
         sections += [_flow(one, tail), *(_grid(found, one, name, tail) for name in PROPERTIES)]
         sections += [*(_pairs(found, one, name, tail) for name in PROPERTIES), _bars(m, tail), *_blocks(found, one, tail)]
-        sections += [_heads(one, m, tail), _drawing(found, one, m, tail)]
+        sections += [_heads(one, m, tail), *_doses(one, m, tail), _repairs(one, tail), _drawing(found, one, m, tail)]
     return Page(f"{TITLE}: {subject.name}", lead, result, sections, headline)
 
 
@@ -215,6 +216,46 @@ def _heads(one: Findings, m: Mapping[str, Measure], tail: str) -> Section:
         "of the same blocks."
     )
     return Section(f"Which heads carry it: {WHO[tail]} subject", text, figure=figure)
+
+
+def _doses(one: Findings, m: Mapping[str, Measure], tail: str) -> list[Section]:
+    """Rate of transfer over the padding that was left."""
+    sections = []
+    names = {"": "all text", "_padding": "padding", "_words": "instruction's own words", "_filler": "words that say nothing"}
+    colours = dict(zip(names, (ACCENT, SECOND, MUTED, THIRD), strict=True))
+    for name, doses in one.doses.items():
+        lines = []
+        for end, label in names.items():
+            told = [(dose.padding, m.get(f"dose_{name}_{round(100 * dose.share)}{end}{tail}")) for dose in doses]
+            there = sorted((x, one.value, *one.ci95) for x, one in told if one is not None and one.value is not None and one.ci95)
+            if there:
+                x, y, low, high = (list(column) for column in zip(*there, strict=True))
+                lines.append(Line(label, x, y, low, high, colours[end]))
+        if not lines:
+            continue
+        text = (
+            "The number of text slots stays, and the instruction grows by words that say nothing, so that padding shrinks. Share "
+            f"of pairs whose picture takes on the {name} of another run's reference with some slots of that run's text."
+        )
+        figure = curves(lines, x_title="slots of padding", y_title=f"share that takes on the {name}", unit="slots", log=False)
+        sections.append(Section(f"Less and less padding: {name}, {WHO[tail]} subject", text, figure=figure))
+    return sections
+
+
+def _repairs(one: Findings, tail: str) -> Section:
+    """Failed requests with attention strengthened along one flow."""
+    rows = []
+    for name, repairs in one.repairs.items():
+        for each in repairs:
+            cells = [f"{sum(got)} of {len(got)}" for got in (each.shown, each.random, each.kept)]
+            blocks = f"{each.layers[0]} to {each.layers[-1]}"
+            rows.append([name, f"{each.flow[0]} to {each.flow[1]}", blocks, f"+{each.beta:g}", *cells])
+    text = (
+        "Requests whose picture lacked the property when left alone, with attention strengthened along one flow in blocks that "
+        "validation requests chose; the same for random tokens; and how many of the requests that had the property keep it."
+    )
+    header = ["", "flow", "blocks", "added", "repaired", "at random", "kept"]
+    return Section(f"Strengthened instead of cut: {WHO[tail]} subject", text, table=Table(header, rows))
 
 
 def _drawing(found: AllFindings, one: Findings, m: Mapping[str, Measure], tail: str) -> Section:

@@ -14,10 +14,12 @@ from mediant.core.result import Measure
 from mediant.measures.intervals import wilson
 from mediant.measures.picture_judge import Errors, corrected
 from mediant.studies.reference_binding.config import Config
+from mediant.studies.reference_binding.padding_dose import FILLER, WORDS, Dose
+from mediant.studies.reference_binding.repair import Repair
 from mediant.studies.reference_binding.verdicts import PROPERTIES, Verdicts
 
 if TYPE_CHECKING:
-    from mediant.studies.reference_binding.study import Findings
+    from mediant.studies.reference_binding.experiment import Findings
 
 Rows = Mapping[str, Sequence[bool]]
 # Percent in the paper (recomputed there from its own verdicts): FLUX.2 [klein] 9B, 32 blocks, four steps.
@@ -48,6 +50,8 @@ def of_subject(config: Config, verdicts: Verdicts, found: "Findings", tail: str)
         measures |= _knockouts(name, config, rows, errors)
         measures |= _patching(name, config, rows, errors)
         measures |= _heads(name, config, rows, errors, len(found.chosen.heads[name]["text"]))
+        measures |= _repairs(name, found.repairs[name])
+        measures |= _doses(name, config, found.doses.get(name, ()), errors)
         measures |= _asked(name, config, found.answers.get(name, {}))
     return {f"{name}{tail}": measure for name, measure in measures.items()}
 
@@ -145,6 +149,43 @@ def _heads(name: str, config: Config, rows: Rows, errors: Errors, k: int) -> dic
             "control: the same in as many random heads of the same blocks",
         )  # fmt: skip
     return found
+
+
+def _doses(name: str, config: Config, doses: Sequence[Dose], errors: Errors) -> dict[str, Measure]:
+    """Swapped text at shrinking amounts of padding."""
+    tails = {"text": "", config.padding: "_padding", WORDS: "_words", FILLER: "_filler"}
+    what = {"text": "text", config.padding: "padding", WORDS: "instruction's own words", FILLER: "words that say nothing"}
+    return {
+        f"dose_{name}_{round(100 * dose.share)}{tails[slots]}": _rate(
+            _at(moved, dose.kept), errors,
+            f"share of pairs whose picture takes on the {name} of another run's reference with that run's {what[slots]}, when "
+            f"the instruction leaves {dose.padding:.1f} slots of padding ({dose.share:.0%} of a plain one's)",
+        )
+        for dose in doses
+        for slots, moved in dose.moved.items()
+    }  # fmt: skip
+
+
+def _repairs(name: str, repairs: Sequence[Repair]) -> dict[str, Measure]:
+    """Failed requests with a flow strengthened; the judge's errors are not taken out, since it chose the failures itself."""
+    short, found = {"reference": "ref", "picture": "image", "text": "text"}, dict[str, Measure]()
+    for one in repairs:
+        key = f"repair_{short[one.flow[0]]}_to_{short[one.flow[1]]}_{one.beta:g}_{name}"
+        blocks = f"blocks {one.layers[0]} to {one.layers[-1]}"
+        what = f"with {one.beta:g} nats added to attention from {one.flow[0]} to {one.flow[1]} in {blocks}"
+        found[key] = _counted(
+            one.shown, f"share of requests without their reference's {name} that show it {what}", f"{key}_random"
+        )
+        found[f"{key}_random"] = _counted(one.random, "control: the same for random tokens in place of those read")
+        found[f"{key}_kept"] = _counted(one.kept, f"share of requests with their reference's {name} that still show it {what}")
+    return found
+
+
+def _counted(shown: Sequence[bool], definition: str, control: str | None = None) -> Measure:
+    if not shown:
+        return Measure(value=None, n=0, definition=definition, control=control, reason="there was no such request")
+    ci95 = wilson(sum(shown), len(shown))
+    return Measure(value=sum(shown) / len(shown), n=len(shown), ci95=ci95, definition=f"{definition} (Wilson)", control=control)
 
 
 def _asked(name: str, config: Config, answers: Mapping[str, Sequence[bool | None]]) -> dict[str, Measure]:

@@ -21,7 +21,7 @@ from mediant.core.edge import AttentionEdge
 from mediant.core.site import Site
 from mediant.core.span import Span
 from mediant.interventions import edit, edits
-from mediant.interventions.attention import attending, cut
+from mediant.interventions.attention import attending, bias, cut
 from mediant.interventions.edits import Activation, Edit
 from mediant.search.edge_knockout import KnockoutEffects, knockout_effects
 from mediant.subject.batch import Batch
@@ -79,6 +79,13 @@ def knockout(
     places = [(layer, None) for layer in every] if heads is None else [(site.layer or 0, site.head) for site in heads]
     cuts = [cut(AttentionEdge(layer, head, query, key)) for key, query in flows for layer, head in places]
     with attending(subject, cuts):
+        return subject.sample(batch, steps=steps)
+
+
+def strengthened(subject: ImageGenerator, batch: Batch, flow: Flow, beta: float, *, layers: Sequence[int], steps: int) -> Latents:
+    """Pictures with `beta` added to the logits of a flow in some blocks."""
+    key, query = flow
+    with attending(subject, [bias(AttentionEdge(layer, None, query, key), beta) for layer in layers]):
         return subject.sample(batch, steps=steps)
 
 

@@ -18,7 +18,7 @@ from mediant.core.errors import unknown
 from mediant.tasks.pictures.painter import PALETTE, RGB, Pixels, rgb_of
 from mediant.tasks.pictures.scene import AT, CHARACTERS, COLOURS, HELD_OUT_ONE_IN, OBJECTS, PLACES, STYLES, Split
 from mediant.tasks.pictures.still import WEARS, Individual, Placed, Still, Thing, draw, vivid
-from mediant.tasks.requests import BUCKETS, Request, RequestPair
+from mediant.tasks.requests import BUCKETS, FILLER, Request, RequestPair, lengthened
 
 SIZE = 64
 KINDS = (*OBJECTS, *CHARACTERS)
@@ -69,6 +69,7 @@ def vocabulary() -> list[str]:
     return [
         *(f"{word} {word} a {word} an {word}" for word in words),
         *(draw_request(random, bucket, "").instruction for bucket in BUCKETS for _ in range(10)),
+        *(lengthened("a kite", len(FILLER.split())) for _ in range(10)),
     ]
 
 

@@ -18,11 +18,14 @@ from torch import Tensor
 
 from mediant.tasks.pictures import requests
 from mediant.tasks.pictures.painter import Pixels
-from mediant.tasks.requests import BUCKETS
+from mediant.tasks.requests import BUCKETS, lengthened
 
 # How many of 1,000 requests are of each bucket.
 SHARES = {"text": 300, "colour": 120, "style": 280, "identity": 200, "add": 50, "remove": 50}
+# Share of instructions that go on with words that say nothing, in place of padding.
+LONG = 0.3
 _AT_ONCE = 64
+Tokenize = Callable[[Sequence[str]], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +45,7 @@ class Bank:
 
     @classmethod
     def drawn(
-        cls, n: int, seed: int, encode: Callable[[Pixels], Tensor], tokenize: Callable[[Sequence[str]], Mapping[str, Tensor]],
-        file: Path,
+        cls, n: int, seed: int, encode: Callable[[Pixels], Tensor], tokenize: Tokenize, file: Path
     ) -> "Bank":  # fmt: skip
         """`n` requests of the main split, kept in a file."""
         if not file.is_file():
@@ -74,9 +76,7 @@ def _bucket(random: Random) -> str:
     return random.choices(list(SHARES), list(SHARES.values()))[0]
 
 
-def _encoded(
-    n: int, seed: int, encode: Callable[[Pixels], Tensor], tokenize: Callable[[Sequence[str]], Mapping[str, Tensor]]
-) -> dict[str, Tensor]:
+def _encoded(n: int, seed: int, encode: Callable[[Pixels], Tensor], tokenize: Tokenize) -> dict[str, Tensor]:
     random = Random(f"bank/{seed}")
     parts: dict[str, list[Tensor]] = {"references": [], "targets": [], "ids": [], "mask": [], "buckets": []}
     blank = np.zeros((requests.SIZE, requests.SIZE, 3), np.uint8)
@@ -86,8 +86,17 @@ def _encoded(
         has = torch.tensor([bool(each.references) for each in drawn])
         parts["references"].append((encode(shown) * has[:, None, None]).half())
         parts["targets"].append(encode(np.stack([each.target for each in drawn if each.target is not None])).half())
-        tokens = tokenize([each.instruction for each in drawn])
+        tokens = tokenize(_some_lengthened(random, [each.instruction for each in drawn], tokenize))
         parts["ids"].append(tokens["input_ids"])
         parts["mask"].append(tokens["attention_mask"])
         parts["buckets"].append(torch.tensor([BUCKETS.index(each.bucket) for each in drawn]))
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+
+def _some_lengthened(random: Random, instructions: Sequence[str], tokenize: Tokenize) -> list[str]:
+    """Some with so many words more that they still fit: a word of them is a token, and so is the comma before."""
+    room = (tokenize(instructions)["attention_mask"] == 0).sum(1).tolist()
+    return [
+        lengthened(each, random.randint(1, spare - 1)) if spare > 1 and random.random() < LONG else each
+        for each, spare in zip(instructions, room, strict=True)
+    ]

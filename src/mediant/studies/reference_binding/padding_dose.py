@@ -1,0 +1,107 @@
+"""Padding dose-response: as an instruction grows by words that say nothing, padding shrinks; does text still carry the property?
+
+    for dose in measured(bench, conditions, "style", pairs, layer=4):
+        dose.padding, dose.moved["text"], dose.moved["padding"]
+
+The number of slots stays. Pairs have one instruction and two references, as in patching, and the same number of words is put
+behind it for both runs, so that their texts stay aligned.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from mediant.runs.folder import Json
+from mediant.studies.reference_binding import method
+from mediant.studies.reference_binding.bench import Bench
+from mediant.studies.reference_binding.conditions import Conditions
+from mediant.subject.batch import Batch
+from mediant.subject.generator import ImageGenerator, Latents
+from mediant.tasks.requests import Request, RequestPair, lengthened
+
+# Those the paper does it for; nothing of an identity goes through its text.
+PROPERTIES = ("colour", "style")
+WORDS, FILLER = "words", "filler"
+
+
+@dataclass(frozen=True)
+class Dose:
+    """Swaps of text at one length of the instruction.
+
+    Attributes:
+        share: of the padding of the plain instruction, how much was to be left.
+        padding: slots of padding there were, on average.
+        moved: which slots were swapped -> for every pair whether the picture has taken on the other reference's property.
+        kept: pairs in which that can be told: each run shows its own property and the base not the source's.
+    """
+
+    share: float
+    padding: float
+    moved: Mapping[str, Sequence[bool]]
+    kept: Sequence[int]
+
+
+def measured(bench: Bench, conditions: Conditions, name: str, pairs: Sequence[RequestPair], layer: int) -> list[Dose]:
+    """Swaps at every dose of padding, for the first pairs; text is taken after a block."""
+    return [_at(bench, conditions, name, pairs[: bench.config.n_dose], layer, share) for share in bench.config.dose]
+
+
+def _at(bench: Bench, conditions: Conditions, name: str, pairs: Sequence[RequestPair], layer: int, share: float) -> Dose:
+    subject, label = bench.subject, f"{share:.0%} padding"
+    given = longer(subject, pairs, share)
+    bases, source = [pair.base for pair in given], {pair.base.name: pair.source for pair in given}
+    plain = {long.base.name: short.base.instruction for long, short in zip(given, pairs, strict=True)}
+
+    def counted(chunk: Sequence[Request]) -> Json:
+        return {"padding": [len(spans["padding"]) for spans in method.encoded(subject, chunk).spans]}
+
+    padding = [n for record in bench.mapped(f"{name}/{label}", bases, counted) for n in record["padding"]]
+    slots = ["text", *([bench.config.padding] if bench.config.padding == "beside" or min(padding) else []), WORDS]
+    slots += [FILLER] if all(len(plain[each.name]) < len(each.instruction) for each in bases) else []
+    own = bench.shown(f"{label}, own", name, bases, conditions.sample)
+    others = bench.shown(f"{label}, other's", name, bases, conditions.sample, source)
+    sources = bench.shown(f"{label}, source", name, [pair.source for pair in given], conditions.sample)
+    moved = {
+        which: bench.shown(f"{label}, {which}", name, bases, partial(_swapped, conditions, layer, which, source, plain), source)
+        for which in slots
+    }
+    kept = [i for i in range(len(bases)) if own[i] and sources[i] and not others[i]]
+    return Dose(share, float(np.mean(padding)), moved, kept)
+
+
+def longer(subject: ImageGenerator, pairs: Sequence[RequestPair], share: float) -> list[RequestPair]:
+    """Pairs whose instruction goes on until about this share of its padding is left."""
+    found = []
+    for pair in pairs:
+        plain = method.encoded(subject, [pair.base])
+        room = len(plain.spans[0]["padding"])
+        n_words = 0
+        while subject.n_tokens(lengthened("", n_words + 1)) <= room * (1 - share):
+            n_words += 1
+        one, two = (replace(each, instruction=lengthened(each.instruction, n_words)) for each in (pair.source, pair.base))
+        found.append(RequestPair(one, two))
+    return found
+
+
+def _swapped(
+    conditions: Conditions, layer: int, slots: str, source: Mapping[str, Request], plain: Mapping[str, str], batch: Batch,
+    chunk: Sequence[Request],
+) -> Latents:  # fmt: skip
+    """Pictures with some slots of the source's text, which may be the words of the plain instruction or those behind them."""
+    given = method.encoded(conditions.subject, [source[each.name] for each in chunk])
+    told = [plain[each.name] for each in chunk]
+    return method.patched(
+        conditions.subject, _parted(conditions.subject, given, told), _parted(conditions.subject, batch, told), layer=layer,
+        slots=slots, steps=conditions.steps,
+    )  # fmt: skip
+
+
+def _parted(subject: ImageGenerator, batch: Batch, plain: Sequence[str]) -> Batch:
+    """The batch with the instruction's own words and the filler behind them as spans."""
+    spans = []
+    for own, there in zip(subject.slots_of(batch, plain), batch.spans, strict=True):
+        beyond = tuple(slot for slot in there["instruction"] if slot not in own)
+        spans.append({WORDS: own} | ({FILLER: beyond} if beyond else {}))
+    return batch.with_spans(spans)

@@ -1,0 +1,147 @@
+"""Conditions of the reference-binding study, on a tiny random generator: each does what its limit case says."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import generators
+from mediant.core.span import Span
+from mediant.studies.reference_binding import method, padding_dose
+from mediant.studies.reference_binding.conditions import Conditions, matched_heads
+from mediant.studies.reference_binding.config import Config
+from mediant.studies.reference_binding.method import Reading
+from mediant.subject.generator import ImageGenerator, Latents
+from mediant.tasks.requests import FILLER, Request, RequestPair, lengthened
+
+STEPS, BLOCKS, CLOSED = 2, 5, -1e4
+SHORT = "it"
+
+
+@pytest.fixture(scope="module")
+def flux() -> ImageGenerator:
+    return generators.klein()
+
+
+@pytest.fixture(scope="module")
+def conditions(flux: ImageGenerator) -> Conditions:
+    return Conditions(flux, Config(model="x", steps=STEPS))
+
+
+def request(name: str, picture: int = 0, instruction: str = SHORT) -> Request:
+    return Request(name, "colour", instruction, (generators.picture(picture),), height=16, width=32)
+
+
+def same(one: Latents, two: Latents) -> bool:
+    return torch.allclose(one, two, atol=1e-4)
+
+
+@pytest.mark.parametrize("flow", [("reference", "text"), ("reference", "picture"), ("text", "picture")])
+def test_strengthening_by_very_little_is_cutting_and_by_nothing_is_nothing(conditions: Conditions, flow: tuple[str, str]):
+    chunk = [request("a", 0), request("b", 1)]
+    batch, layers = method.encoded(conditions.subject, chunk), [1, 3]
+    plain = conditions.sample(batch)
+    assert same(conditions.strengthened(layers, flow, 0.0, batch, chunk), plain)
+    cut = conditions.cut_in(layers, [flow], batch, chunk)
+    assert same(conditions.strengthened(layers, flow, CLOSED, batch, chunk), cut)
+    assert not same(cut, plain)
+    stronger = conditions.strengthened(layers, flow, 3.0, batch, chunk)
+    assert not same(stronger, plain)
+    assert not same(stronger, conditions.strengthened_at_random(layers, flow, 3.0, batch, chunk))
+
+
+def test_dropping_at_the_first_block_leaves_nothing_and_after_the_last_leaves_the_text(conditions: Conditions):
+    chunk = [request("a")]
+    batch = method.encoded(conditions.subject, chunk)
+    assert same(conditions.drop(BLOCKS, batch, chunk), conditions.cut([("reference", "picture")], None, batch, chunk))
+    everything = [("reference", "picture"), ("reference", "text")]
+    assert same(conditions.drop(0, batch, chunk), conditions.cut(everything, None, batch, chunk))
+    assert not same(conditions.drop(2, batch, chunk), conditions.drop(0, batch, chunk))
+
+
+def test_a_run_patched_with_itself_stays_and_the_last_block_moves_nothing(conditions: Conditions):
+    chunk = [request("a", 0), request("b", 1)]
+    batch = method.encoded(conditions.subject, chunk)
+    plain = conditions.sample(batch)
+    itself, other = (
+        {each.name: each for each in chunk},
+        {each.name: replace(each, references=chunk[1].references) for each in chunk},
+    )
+    for layer in range(BLOCKS):
+        assert same(conditions.patched(layer, "text", itself, batch, chunk), plain)
+    assert same(conditions.patched(BLOCKS - 1, "text", other, batch, chunk), plain)
+    moved = conditions.patched(1, "text", other, batch, chunk)
+    assert not same(moved[:1], plain[:1])
+    assert same(moved[1:], plain[1:])
+
+
+def test_the_lens_of_a_run_without_anything_shows_that_run(conditions: Conditions):
+    chunk = [request("a")]
+    empty = conditions.empty(chunk)
+    reading = Reading("diagonal", 1)
+    own = method.lens(conditions.subject, empty, empty, reading, slots="text", steps=STEPS, lens_steps=1)
+    assert same(own, conditions.subject.sample(empty, steps=1))
+    batch = method.encoded(conditions.subject, chunk)
+    assert not same(conditions.lens(reading, "text", batch, chunk), own)
+    assert not same(conditions.lens(Reading("input", 1), "text", batch, chunk), conditions.sample(empty))
+
+
+def test_random_keys_are_as_many_and_never_the_reference(flux: ImageGenerator):
+    batch = method.encoded(flux, [request("a"), request("b")])
+    keyed = method.random_keys(batch, 3)
+    for row in range(2):
+        keys = keyed.columns(row, Span("random keys"))
+        # At least one other key is always left to see.
+        assert len(keys) == len(set(keys)) == min(len(batch.spans[row]["reference"]), batch.n_cols - 65)
+        assert not set(keys) & set(batch.spans[row]["reference"])
+    assert method.random_keys(batch, 4).spans != keyed.spans
+
+
+def test_matched_heads_are_as_many_in_the_same_blocks_and_others(flux: ImageGenerator):
+    from mediant.core.site import Site
+
+    sites = [Site("head_z", 1, 0), Site("head_z", 1, 2), Site("head_z", 4, 3)]
+    drawn = matched_heads(flux, sites, [0, 1])
+    assert sorted(site.layer for site in drawn) == [1, 1, 4]
+    assert not set(drawn) & set(sites)
+
+
+def test_instructions_grow_by_a_beginning_of_the_same_words_until_padding_is_spent(flux: ImageGenerator):
+    pairs = [RequestPair(request("s", 0), request("b", 1))]
+    room = len(method.encoded(flux, [pairs[0].base]).spans[0]["padding"])
+    left, texts = [], []
+    for share in (1.0, 0.67, 0.33, 0.0):
+        (pair,) = padding_dose.longer(flux, pairs, share)
+        assert pair.source.instruction == pair.base.instruction
+        assert np.array_equal(pair.base.references[0], pairs[0].base.references[0])
+        left.append(len(method.encoded(flux, [pair.base]).spans[0]["padding"]))
+        texts.append(pair.base.instruction)
+        # A byte is a token here, so a word may be up to seven of them.
+        assert room * share <= left[-1] <= room * share + 7
+    assert texts[0] == SHORT
+    assert all(longer.startswith(shorter) for shorter, longer in zip(texts, texts[1:], strict=False))
+    assert texts[2].startswith(f"{SHORT}, {FILLER.split()[0]}")
+
+
+def test_words_and_filler_part_the_instruction(flux: ImageGenerator):
+    long = lengthened("the dog", 2)
+    batch = padding_dose._parted(flux, method.encoded(flux, [request("a", instruction=long)]), ["the dog"])
+    spans = batch.spans[0]
+    assert (*spans["words"], *spans["filler"]) == spans["instruction"]
+    assert flux._decode([int(batch.ids[0, slot]) for slot in spans["words"]]).strip() == "the dog"
+    assert flux._decode([int(batch.ids[0, slot]) for slot in spans["filler"]]) == ", please take"
+
+
+def test_swapping_all_parts_one_by_one_is_told_from_swapping_one(conditions: Conditions):
+    base, source = request("b", 0, lengthened("the dog", 1)), request("s", 1, lengthened("the dog", 1))
+    batch = method.encoded(conditions.subject, [base])
+    given, plain = {base.name: source}, {base.name: "the dog"}
+    made = {
+        which: padding_dose._swapped(conditions, 1, which, given, plain, batch, [base])
+        for which in ("text", "beside", "words", "filler")
+    }
+    untouched = conditions.sample(batch)
+    for one in made:
+        assert not same(made[one], untouched), one
+        assert all(not same(made[one], made[two]) for two in made if two != one)
