@@ -1,6 +1,7 @@
 """Conditions of the reference-binding study, on a tiny random generator: each does what its limit case says."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -120,7 +121,7 @@ def test_instructions_grow_by_a_beginning_of_the_same_words_until_padding_is_spe
         # A byte is a token here, so a word may be up to seven of them.
         assert room * share <= left[-1] <= room * share + 7
     assert texts[0] == SHORT
-    assert all(longer.startswith(shorter) for shorter, longer in zip(texts, texts[1:], strict=False))
+    assert all(longer.startswith(shorter) for shorter, longer in pairwise(texts))
     assert texts[2].startswith(f"{SHORT}, {FILLER.split()[0]}")
 
 
