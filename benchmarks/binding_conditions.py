@@ -71,7 +71,7 @@ def main(folder: Path, chosen: list[str]) -> None:
     """Train what is not there yet, then measure."""
     torch.set_num_threads(1)
     shipped = {name: catalogue.shipped(catalogue.card(name)) for name in ("drawn-flux", "drawn-judge")}
-    judge = Verdicts(PictureJudge.load(shipped["drawn-judge"] or Path("drawn-judge")))
+    judge = DrawnVerdicts(PictureJudge.load(shipped["drawn-judge"] or Path("drawn-judge")))
     for condition in chosen or CONDITIONS:
         place = folder / condition.replace(" ", "-")
         done = recipe.teach(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_page import Open, browser, opened, page_file  # noqa: F401 - fixtures
 
 import generators
@@ -95,6 +96,40 @@ def test_a_model_that_sees_is_asked_about_every_intervention(mediant: Mediant, f
     assert (len(judged), len(asked), set(asked)) == (30, 60, {3, 4})
     against = {name for name, value in judged.items() if value == 0}
     assert against == {n for n in judged if "ref_to_image" in n or n.startswith("lens_identity")}
+
+
+def test_tasks_in_the_published_format_are_judged_by_a_model_that_sees(
+    mediant: Mediant, folders: tuple[Path, Path], tmp_path: Path
+):
+    model, judge = folders
+    tasks = written_tasks(tmp_path / "tasks")
+    given = ["--model", model, "--judge", judge, "--out", tmp_path / "run", "--tasks", tasks, *TINY]
+    mediant("run", "reference-binding", *given).refuses("nothing is known of the answers", "--endpoint")
+    mediant("run", "reference-binding", *given, "--set", "n=4").refuses("has 5 tasks of colour")
+    with serving(lambda content: '{"pass": 1, "reason": "so it seems"}') as url:
+        called = mediant("run", "reference-binding", *given, "--endpoint", url)
+    assert called.code == 0, called.err
+    result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    measures = result["measures"]
+    assert result["provenance"]["data"] == "tasks of tasks"
+    assert [measures[f"edit_success_{name}"]["value"] for name in PROPERTIES] == [1.0, 1.0, 1.0]
+    # The judge sees the property everywhere, so nothing is ever lost, and no picture is without it to begin with.
+    assert measures["knockout_ref_to_text_colour"]["value"] == 0.0
+    assert measures["lens_style"]["value"] is None
+    assert measures["t2i_concept_accuracy"]["reason"] == "these tasks all have a reference"
+
+
+def written_tasks(folder: Path) -> Path:
+    """Five tasks of each property, which differ in the reference alone."""
+    folder.mkdir()
+    for file in ("solid_color", "style", "dreambench_humans"):
+        lines = []
+        for i in range(5):
+            Image.fromarray(generators.picture(len(file) + i)).save(folder / f"{file}{i}.png")
+            task = {"task_id": f"{file}-{i}", "instruction": "it", "height": 64, "width": 64, "noise_seed": i}
+            lines.append(json.dumps(task | {"edit_type": "customize", "real_ref_name": f"{file}{i}.png", "real_ref_dir": "."}))
+        (folder / f"{file}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return folder
 
 
 @pytest.mark.browser

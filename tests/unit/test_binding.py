@@ -9,11 +9,14 @@ import torch
 
 import generators
 from mediant.core.span import Span
-from mediant.studies.reference_binding import method, padding_dose
+from mediant.measures.picture_judge import shows_colour
+from mediant.studies.reference_binding import method, padding_dose, task
 from mediant.studies.reference_binding.conditions import Conditions, matched_heads
 from mediant.studies.reference_binding.config import Config
 from mediant.studies.reference_binding.method import Reading
+from mediant.studies.reference_binding.verdicts import at_size
 from mediant.subject.generator import ImageGenerator, Latents
+from mediant.tasks.pictures import requests
 from mediant.tasks.requests import FILLER, Request, RequestPair, lengthened
 
 STEPS, BLOCKS, CLOSED = 2, 5, -1e4
@@ -146,3 +149,21 @@ def test_swapping_all_parts_one_by_one_is_told_from_swapping_one(conditions: Con
     for one in made:
         assert not same(made[one], untouched), one
         assert all(not same(made[one], made[two]) for two in made if two != one)
+
+
+def test_neighbours_of_one_instruction_and_size_are_pairs():
+    wide = replace(request("w", 5), width=64)
+    found = task.paired([request("a", 0), request("x", 9, "other"), request("b", 1), wide, request("c", 1), request("d", 2)])
+    assert [(pair.source.name, pair.base.name) for pair in found] == [("a", "b"), ("c", "d")]
+
+
+def test_larger_drawings_are_the_same_drawings_and_judged_in_the_judges_size():
+    small, large = (requests.generate("style", 3, seed=4, size=size) for size in (64, 256))
+    for one, two in zip(small, large, strict=True):
+        assert (one.instruction, one.factors, one.seed) == (two.instruction, two.factors, two.seed)
+        assert two.target is not None
+        assert two.target.shape == two.references[0].shape == (256, 256, 3)
+        shrunk = at_size(np.stack([two.target]))[0]
+        assert np.abs(shrunk.astype(float) - one.target).mean() < np.abs(shrunk.astype(float) - small[0].target).mean() + 1e-9
+    swatch = requests.generate("colour", 1, seed=4, size=256)[0]
+    assert shows_colour(at_size(np.stack([swatch.target]))[0], [int(part) for part in swatch.factors["rgb"].split(",")])

@@ -1,9 +1,10 @@
-"""Pass or fail by a multimodal model behind an endpoint: the questions of Ge et al. (2026), in words of our own.
+"""Pass or fail by a multimodal model behind an endpoint: the questions of Ge et al. (2026), in words of our own, and one more.
 
     judge = PictureQuestions(OpenAIEndpoint("http://localhost:8000/v1", "some-vlm"))
     judge.ask("lens", "colour", [reference, baseline, made])          # Answer(passed=True, reason="...")
 
-What is asked compares pictures: a lens or a cut with its own baseline, a swap with both references. Where the paper asks the
+What is asked compares pictures: a lens or a cut with its own baseline, a swap with both references. Whether a picture shows its
+reference's property at all ("shows") the paper does not ask. Where the paper asks the
 opposite and turns its table round (an individual under the lens, a cut to the picture), the answer is turned here, so that a pass
 always means that the intervention did what its measure counts. A model that cannot tell fails the picture; a reply that cannot be
 used is asked for once more, and then there is no answer.
@@ -23,7 +24,7 @@ from mediant.measures.panel_judge import jpeg
 from mediant.subject.chat import Endpoint, Message
 
 Pixels = npt.NDArray[np.uint8]
-Kind = Literal["lens", "cut to text", "cut to picture", "swap"]
+Kind = Literal["shows", "lens", "cut to text", "cut to picture", "swap"]
 TRIES, TOKENS = 2, 200
 _SYSTEM = (
     'Answer with one line of JSON and nothing else: {"pass": 0 or 1, "reason": "at most 25 words"}. If the pictures do not let '
@@ -35,6 +36,7 @@ _WHAT = {
 }  # fmt: skip
 # Kind -> labels of its images, the question, and whether a yes counts against the intervention.
 _QUESTIONS: dict[str, tuple[tuple[str, ...], str, bool]] = {
+    "shows": (("a reference", "a picture"), "Does image 2 show {what} in image 1?", False),
     "lens": (
         ("a reference", "a picture made without it", "a picture under test"),
         "Does image 3 show {what}, which image 2 does not?", False,

@@ -1,5 +1,6 @@
 """Settings of the reference-binding study. Torch-free."""
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -20,6 +21,10 @@ class Config(AskingConfig):
         None, description="A second generator whose routes are known, for the same measures with the suffix _planted."
     )
     judge: str = Field("drawn-judge", description="What tells style and identity: catalogue name or folder of a judge.")
+    tasks: Path | None = Field(
+        None, description="Folder of task files in the published format (*.jsonl), instead of drawn requests; needs --endpoint."
+    )
+    size: int = Field(64, ge=64, multiple_of=16, description="Side of drawn requests, in pixels (1,024 in the paper).")
     n: int = Field(120, ge=2, description="Requests, and pairs of them, per property (320 to 450 in the paper).")
     n_validation: int = Field(24, ge=2, description="Requests on which blocks, ways of the lens and heads are chosen.")
     n_text: int = Field(120, ge=2, description="Requests without a reference, for how well the subject draws at all.")

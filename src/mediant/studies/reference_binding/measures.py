@@ -58,6 +58,9 @@ def of_subject(config: Config, verdicts: Verdicts, found: "Findings", tail: str)
 
 def _drawing(drawn: Sequence[Mapping[str, bool]]) -> dict[str, Measure]:
     """How well the subject draws from text alone."""
+    if not drawn:
+        wanted = "share of pictures drawn without a reference that have everything asked for"
+        return {"t2i_concept_accuracy": Measure(value=None, n=0, definition=wanted, reason="these tasks all have a reference")}
     every = {"concept": [all(one.values()) for one in drawn]}
     every |= {name: [one[name] for one in drawn if name in one] for name in ("kind", "place", "style", "colour")}
     what = {"concept": "kind, place, style and colour are all as the instruction says"} | {
@@ -72,7 +75,7 @@ def _drawing(drawn: Sequence[Mapping[str, bool]]) -> dict[str, Measure]:
     }  # fmt: skip
 
 
-def _lens(name: str, config: Config, rows: Rows, errors: Errors) -> dict[str, Measure]:
+def _lens(name: str, config: Config, rows: Rows, errors: Errors | None) -> dict[str, Measure]:
     kept = [i for i, shown in enumerate(rows["unconditional"]) if not shown]
     what = (
         f"share of pictures made without instruction or reference that show the {name} of a reference whose run's {{}} was put in"
@@ -91,7 +94,7 @@ def _lens(name: str, config: Config, rows: Rows, errors: Errors) -> dict[str, Me
     return found
 
 
-def _knockouts(name: str, config: Config, rows: Rows, errors: Errors) -> dict[str, Measure]:
+def _knockouts(name: str, config: Config, rows: Rows, errors: Errors | None) -> dict[str, Measure]:
     had = [i for i, shown in enumerate(rows["baseline"]) if shown]
     found = {}
     for end, words in (("text", "text"), ("text_padding", "padding"), ("text_content", "instruction"), ("image", "picture")):
@@ -113,7 +116,7 @@ def _knockouts(name: str, config: Config, rows: Rows, errors: Errors) -> dict[st
     return found
 
 
-def _patching(name: str, config: Config, rows: Rows, errors: Errors) -> dict[str, Measure]:
+def _patching(name: str, config: Config, rows: Rows, errors: Errors | None) -> dict[str, Measure]:
     kept = [
         i
         for i, (own, others, source) in enumerate(
@@ -137,7 +140,7 @@ def _patching(name: str, config: Config, rows: Rows, errors: Errors) -> dict[str
     return found
 
 
-def _heads(name: str, config: Config, rows: Rows, errors: Errors, k: int) -> dict[str, Measure]:
+def _heads(name: str, config: Config, rows: Rows, errors: Errors | None, k: int) -> dict[str, Measure]:
     had = [i for i, shown in enumerate(rows["baseline"]) if shown]
     found = {}
     for query, end in ENDS.items():
@@ -151,7 +154,7 @@ def _heads(name: str, config: Config, rows: Rows, errors: Errors, k: int) -> dic
     return found
 
 
-def _doses(name: str, config: Config, doses: Sequence[Dose], errors: Errors) -> dict[str, Measure]:
+def _doses(name: str, config: Config, doses: Sequence[Dose], errors: Errors | None) -> dict[str, Measure]:
     """Swapped text at shrinking amounts of padding."""
     tails = {"text": "", config.padding: "_padding", WORDS: "_words", FILLER: "_filler"}
     what = {"text": "text", config.padding: "padding", WORDS: "instruction's own words", FILLER: "words that say nothing"}
@@ -211,15 +214,17 @@ def _at(values: Sequence[bool], places: Sequence[int]) -> list[bool]:
     return [values[i] for i in places]
 
 
-def _rate(shown: Sequence[bool], errors: Errors, definition: str, control: str | None = None) -> Measure:
+def _rate(shown: Sequence[bool], errors: Errors | None, definition: str, control: str | None = None) -> Measure:
     if not shown:
         return Measure(value=None, n=0, definition=definition, control=control, reason="no request was left to judge")
+    if errors is None:
+        return _counted(shown, definition, control)
     one = corrected(sum(shown), len(shown), errors)
     reason = f"{sum(shown)} of {len(shown)} by the judge's own count"
     return Measure(value=one.value, n=one.n, ci95=one.ci95, definition=definition, control=control, reason=reason)
 
 
-def _lost(shown: Sequence[bool], errors: Errors, definition: str, control: str | None = None) -> Measure:
+def _lost(shown: Sequence[bool], errors: Errors | None, definition: str, control: str | None = None) -> Measure:
     kept = _rate(shown, errors, definition, control)
     if kept.value is None or kept.ci95 is None:
         return kept
@@ -228,7 +233,7 @@ def _lost(shown: Sequence[bool], errors: Errors, definition: str, control: str |
     return Measure(value=1 - kept.value, n=kept.n, ci95=ends, definition=definition, control=control, reason=reason)
 
 
-def _lost_over_draws(draws: Sequence[Sequence[bool]], errors: Errors, definition: str) -> Measure:
+def _lost_over_draws(draws: Sequence[Sequence[bool]], errors: Errors | None, definition: str) -> Measure:
     """Of several draws the mean; the interval is one draw's, since all draws share their requests."""
     share = float(np.mean([np.mean(shown) for shown in draws])) if draws and draws[0] else 0.0
     n = len(draws[0]) if draws else 0

@@ -16,7 +16,7 @@ from mediant.studies.reference_binding.bench import Bench
 from mediant.studies.reference_binding.conditions import Conditions
 from mediant.studies.reference_binding.config import NAME, Config
 from mediant.studies.reference_binding.experiment import Experiment, Findings
-from mediant.studies.reference_binding.verdicts import PROPERTIES, Verdicts
+from mediant.studies.reference_binding.verdicts import PROPERTIES, AskedVerdicts, DrawnVerdicts, Verdicts
 from mediant.subject import catalogue
 from mediant.subject.endpoint import OpenAIEndpoint
 from mediant.subject.generator import ImageGenerator
@@ -64,7 +64,11 @@ def prepare(config: Config, subject: ImageGenerator) -> Data:
         method.encoded(subject, data.test[name][:1])
     asked = config.endpoint and OpenAIEndpoint(config.endpoint, config.endpoint_model, config.endpoint_key, 300.0)
     questions = PictureQuestions(asked) if asked else None
-    return Data(data, Verdicts(PictureJudge.load(judge_folder(config.judge))), planted, questions)
+    if config.tasks is None:
+        return Data(data, DrawnVerdicts(PictureJudge.load(judge_folder(config.judge))), planted, questions)
+    if questions is None:
+        raise SubjectError(f"nothing is known of the answers to {config.tasks}; give a model that sees, with --endpoint")
+    return Data(data, AskedVerdicts(questions), planted, questions)
 
 
 def judge_folder(name: str) -> Path:

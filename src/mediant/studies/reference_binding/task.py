@@ -1,16 +1,24 @@
-"""The requests: drawn by this package, each with what is known of its answer."""
+"""The requests: drawn by this package, each with what is known of its answer, or from a folder in the published format."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from mediant.core.errors import TaskError
 from mediant.studies.reference_binding.config import Config
 from mediant.studies.reference_binding.verdicts import PROPERTIES
+from mediant.tasks import request_files
 from mediant.tasks.requests import Request, RequestPair
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Requests by property; validation and test share none, and combinations were held out of training.
+    """Requests by property; validation and test share none, and drawn combinations were held out of training.
 
     Attributes:
         pairs: one instruction with two references each.
@@ -25,15 +33,74 @@ class Data:
 
 
 def load(config: Config) -> Data:
-    """All requests of a run."""
+    """All requests of a run.
+
+    Raises:
+        TaskError: the folder of task files is not there, or has too few tasks of a property.
+    """
+    return _drawn(config) if config.tasks is None else _published(config, config.tasks)
+
+
+def _drawn(config: Config) -> Data:
     from mediant.tasks.pictures import requests
 
-    at = config.seed
+    single = partial(requests.generate, split="heldout", size=config.size)
+    pair = partial(requests.generate_pairs, split="heldout", size=config.size)
+    first, second = config.seed, config.seed + 1
     return Data(
         "drawn, held-out combinations",
-        {name: requests.generate(name, config.n, seed=at, split="heldout") for name in PROPERTIES},
-        {name: requests.generate(name, config.n_validation, seed=at + 1, split="heldout") for name in PROPERTIES},
-        {name: requests.generate_pairs(name, config.n, seed=at, split="heldout") for name in PROPERTIES},
-        {name: requests.generate_pairs(name, config.n_validation, seed=at + 1, split="heldout") for name in PROPERTIES},
-        requests.generate("text", config.n_text, seed=at, split="heldout"),
+        {name: single(name, config.n, seed=first) for name in PROPERTIES},
+        {name: single(name, config.n_validation, seed=second) for name in PROPERTIES},
+        {name: pair(name, config.n, seed=first) for name in PROPERTIES},
+        {name: pair(name, config.n_validation, seed=second) for name in PROPERTIES},
+        single("text", config.n_text, seed=first),
     )
+
+
+def _published(config: Config, folder: Path) -> Data:
+    """Tasks of a folder; the first are for tests, the next for validation, and neighbours with one instruction are pairs."""
+    files = sorted(folder.glob("*.jsonl"))
+    if not files:
+        raise TaskError(f"{folder} has no task files (*.jsonl)")
+    every = [request for file in files for request in request_files.read(file)]
+    parts: dict[str, list[Sequence[Any]]] = {}
+    for name in PROPERTIES:
+        found = [each for each in every if each.bucket == name]
+        wanted = config.n + config.n_validation
+        for what, there in (("tasks", found), ("pairs of tasks with one instruction", paired(found))):
+            if len(there) < wanted:
+                raise TaskError(
+                    f"{folder} has {len(there)} {what} of {name}; --set n={config.n} and n_validation={config.n_validation} "
+                    f"need {wanted}"
+                )
+            parts.setdefault(what, []).append(there)
+    singles, pairs = (dict(zip(PROPERTIES, each, strict=True)) for each in parts.values())
+    return Data(
+        f"tasks of {folder.name}",
+        _first(singles, config),
+        _next(singles, config),
+        _first(pairs, config),
+        _next(pairs, config),
+        [],
+    )
+
+
+def _first(parts: Mapping[str, Sequence[Any]], config: Config) -> dict[str, Sequence[Any]]:
+    return {name: each[: config.n] for name, each in parts.items()}
+
+
+def _next(parts: Mapping[str, Sequence[Any]], config: Config) -> dict[str, Sequence[Any]]:
+    return {name: each[config.n : config.n + config.n_validation] for name, each in parts.items()}
+
+
+def paired(found: Sequence[Request]) -> list[RequestPair]:
+    """Each request with the next one of the same instruction and sizes and another reference."""
+    alike: dict[object, list[Request]] = {}
+    for each in found:
+        alike.setdefault((each.instruction, each.height, each.width, each.references[0].shape), []).append(each)
+    return [
+        RequestPair(source, base)
+        for group in alike.values()
+        for source, base in pairwise(group)
+        if not np.array_equal(source.references[0], base.references[0])
+    ]

@@ -34,17 +34,17 @@ def held_out(kind: str, factor: str, value: str) -> bool:
     return (KINDS.index(kind) + 3 * _VALUES[factor].index(value)) % HELD_OUT_ONE_IN == 1
 
 
-def generate(bucket: str, n: int, *, seed: int = 0, split: Split = "main") -> list[Request]:
-    """`n` requests of a bucket, the same for the same seed.
+def generate(bucket: str, n: int, *, seed: int = 0, split: Split = "main", size: int = SIZE) -> list[Request]:
+    """`n` requests of a bucket, the same for the same seed, in pictures of `size` pixels a side.
 
     Raises:
         UnknownName: no such bucket.
     """
     random = Random(f"{bucket}/{seed}/{split}")
-    return [draw_request(random, bucket, f"{bucket}-{split}-{seed}-{i}", split) for i in range(n)]
+    return [draw_request(random, bucket, f"{bucket}-{split}-{seed}-{i}", split, size=size) for i in range(n)]
 
 
-def generate_pairs(bucket: str, n: int, *, seed: int = 0, split: Split = "main") -> list[RequestPair]:
+def generate_pairs(bucket: str, n: int, *, seed: int = 0, split: Split = "main", size: int = SIZE) -> list[RequestPair]:
     """`n` pairs of a bucket: one instruction, references that differ in the property, noise of their own.
 
     Raises:
@@ -55,7 +55,10 @@ def generate_pairs(bucket: str, n: int, *, seed: int = 0, split: Split = "main")
     random, found = Random(f"{bucket}/{seed}/{split}/pairs"), list[RequestPair]()
     while len(found) < n:
         name, state = f"{bucket}-{split}-{seed}-pair-{len(found)}", random.random()
-        one, two = (draw_request(Random(f"{state}"), bucket, f"{name}-{side}", split, other=side) for side in ("source", "base"))
+        one, two = (
+            draw_request(Random(f"{state}"), bucket, f"{name}-{side}", split, other=side, size=size)
+            for side in ("source", "base")
+        )
         if one.instruction == two.instruction and one.factors[bucket] != two.factors[bucket]:
             found.append(RequestPair(one, two))
     return found
@@ -73,7 +76,7 @@ def vocabulary() -> list[str]:
     ]
 
 
-def draw_request(random: Random, bucket: str, name: str, split: Split = "main", *, other: str = "") -> Request:
+def draw_request(random: Random, bucket: str, name: str, split: Split = "main", *, other: str = "", size: int = SIZE) -> Request:
     """One request.
 
     Args:
@@ -90,7 +93,7 @@ def draw_request(random: Random, bucket: str, name: str, split: Split = "main", 
         asked, taken = Random(f"{state}/{attempt}"), Random(f"{state}/{attempt}/{other}")
         sketch, met = _SKETCHED[bucket](asked, taken)
         if any(held_out(*each) for each in met) == (split == "heldout"):
-            return sketch.drawn(name, bucket)
+            return sketch.drawn(name, bucket, size)
     raise AssertionError("both splits have combinations of every bucket")
 
 
@@ -102,13 +105,13 @@ class _Sketch:
     """A request before anything of it is drawn."""
 
     instruction: str
-    references: Sequence[Still | Pixels]
+    references: Sequence[Still | RGB]
     target: Still
     factors: dict[str, str]
 
-    def drawn(self, name: str, bucket: str) -> Request:
-        shown = tuple(draw(each, SIZE) if isinstance(each, Still) else each for each in self.references)
-        return Request(name, bucket, self.instruction, shown, SIZE, SIZE, self.factors, draw(self.target, SIZE))
+    def drawn(self, name: str, bucket: str, size: int) -> Request:
+        shown = tuple(draw(each, size) if isinstance(each, Still) else _swatch(each, size) for each in self.references)
+        return Request(name, bucket, self.instruction, shown, size, size, self.factors, draw(self.target, size))
 
 
 def _text(asked: Random, _: Random) -> tuple[_Sketch, _Met]:
@@ -124,10 +127,9 @@ def _colour(asked: Random, taken: Random) -> tuple[_Sketch, _Met]:
     kind, layout = asked.choice(OBJECTS), asked.random()
     named = taken.choice(SWATCHES)
     rgb = _near(taken, named) if taken.random() < 0.6 else vivid(taken)
-    swatch: Pixels = np.broadcast_to(np.array(rgb, np.uint8), (SIZE, SIZE, 3)).copy()
     target = Still((_middle(Random(layout), Thing(kind, rgb)),))
     factors = {"kind": kind, "colour": nearest(rgb), "rgb": ",".join(map(str, rgb))}
-    sketch = _Sketch(f"{_a(kind)} in the colour of this image", [swatch], target, factors)
+    sketch = _Sketch(f"{_a(kind)} in the colour of this image", [rgb], target, factors)
     return sketch, [(kind, "colour", factors["colour"])]
 
 
@@ -194,6 +196,10 @@ def _of_kind(random: Random, kind: str) -> tuple[Thing | Individual, str, _Met]:
 
 def _middle(random: Random, what: Thing | Individual) -> Placed:
     return Placed(what, random.uniform(0.44, 0.56), random.uniform(0.5, 0.58), random.uniform(0.56, 0.66))
+
+
+def _swatch(rgb: RGB, size: int) -> Pixels:
+    return np.broadcast_to(np.array(rgb, np.uint8), (size, size, 3)).copy()
 
 
 def _written(who: Individual) -> str:
