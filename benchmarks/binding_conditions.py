@@ -17,7 +17,7 @@ import torch
 from mediant.measures.intervals import wilson
 from mediant.measures.picture_judge import PictureJudge
 from mediant.studies.reference_binding import method
-from mediant.studies.reference_binding.verdicts import PROPERTIES, Verdicts
+from mediant.studies.reference_binding.verdicts import PROPERTIES, DrawnVerdicts, Verdicts
 from mediant.subject import catalogue, load
 from mediant.subject.generator import ImageGenerator
 from mediant.tasks.pictures import requests

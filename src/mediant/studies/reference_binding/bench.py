@@ -1,7 +1,7 @@
 """Make pictures under a condition, judge them, keep what came out: one subject's side of the study.
 
-    bench = Bench(config, flux, verdicts, folder, engine, "natural")
-    bench.verdicts_on("colour", "no text", requests, lambda batch, chunk: knockout(flux, batch, [("reference", "text")], steps=4))
+    bench = Bench(Conditions(flux, config), verdicts, folder, engine, "natural")
+    bench.judge("colour", "no text", requests, partial(bench.conditions.cut, [("reference", "text")], None))
 
 Work is done some requests at a time; what is finished lies in the run's folder, pictures as PNG.
 """
@@ -10,13 +10,14 @@ import base64
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
 from mediant.measures.picture_questions import Kind, PictureQuestions
 from mediant.runs.engine import LocalEngine, WorkItem
 from mediant.runs.folder import Json, RunFolder
-from mediant.studies.reference_binding import method
+from mediant.studies.reference_binding.conditions import Conditions
 from mediant.studies.reference_binding.config import Config
 from mediant.studies.reference_binding.verdicts import Verdicts
 from mediant.subject.batch import Batch
@@ -40,8 +41,7 @@ class Bench:
         answers: property -> condition -> what the multimodal judge said, None where it gave no usable answer.
     """
 
-    config: Config
-    subject: ImageGenerator
+    conditions: Conditions
     verdicts: Verdicts
     folder: RunFolder
     engine: LocalEngine
@@ -51,14 +51,29 @@ class Bench:
     pictures: dict[str, dict[str, list[Pixels]]] = field(default_factory=dict)
     answers: dict[str, dict[str, list[bool | None]]] = field(default_factory=dict)
 
-    def sample(self, batch: Batch) -> Latents:
-        """Pictures as they are."""
-        return self.subject.sample(batch, steps=self.config.steps)
+    @property
+    def config(self) -> Config:
+        """The run's settings."""
+        return self.conditions.config
 
-    def judge(self, name: str, condition: str, requests: Sequence[Request], make: Make, judged_as: JudgedAs = None) -> None:
-        """One verdict per request under a condition."""
-        records = self._pictured(f"{name}/{condition}", name, requests, make, judged_as, keep=self.config.n_shown)
-        self.rows.setdefault(name, {})[condition] = [one for record in records for one in record["shown"]]
+    @property
+    def subject(self) -> ImageGenerator:
+        """The subject at work."""
+        return self.conditions.subject
+
+    def judge(
+        self, name: str, condition: str, requests: Sequence[Request], make: Make, judged_as: JudgedAs = None,
+        also: Mapping[str, JudgedAs] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        """One verdict per request under a condition.
+
+        Args:
+            also: further verdicts on the same pictures, under names of their own.
+        """
+        every = {condition: judged_as, **also}
+        records = self._pictured(f"{name}/{condition}", name, requests, make, every, keep=self.config.n_shown)
+        for each in every:
+            self.rows.setdefault(name, {})[each] = _told(records, each)
         pictures = [each for record in records for each in _unpacked(record["pictures"])]
         self.pictures.setdefault(name, {})[condition] = pictures[: self.config.n_shown]
 
@@ -69,7 +84,7 @@ class Bench:
             return
 
         def compute(chunk: Sequence[Request]) -> Json:
-            batch = method.encoded(self.subject, chunk)
+            batch = self.conditions.encoded(chunk)
             made, first = self.subject.pixels(make(batch, chunk)), before(batch, chunk)
             said = [questions.ask(kind, name, [*first[i], made[i]]) for i in range(len(chunk))]
             return {"passed": [one.passed for one in said], "reasons": [one.reason for one in said]}
@@ -83,14 +98,13 @@ class Bench:
 
     def shown(self, key: str, name: str, requests: Sequence[Request], make: Make, judged_as: JudgedAs = None) -> list[bool]:
         """One verdict per request, of which no picture is kept."""
-        records = self._pictured(f"{name}/{key}", name, requests, make, judged_as, keep=0)
-        return [one for record in records for one in record["shown"]]
+        return _told(self._pictured(f"{name}/{key}", name, requests, make, {key: judged_as}, keep=0), key)
 
     def drawn(self, requests: Sequence[Request]) -> tuple[list[Json], list[Pixels]]:
         """What is right in pictures without a reference, and the first pictures."""
 
         def compute(chunk: Sequence[Request]) -> Json:
-            pixels = self.subject.pixels(self.sample(method.encoded(self.subject, chunk)))
+            pixels = self.subject.pixels(self.conditions.sample(self.conditions.encoded(chunk)))
             return {"verdicts": self.verdicts.drawn(chunk, pixels), "pictures": _packed(pixels[: 2 * self.config.n_shown])}
 
         records = self.mapped("text", requests, compute)
@@ -108,14 +122,21 @@ class Bench:
         return self.engine.map(self.folder, items, title=f"{self.who}: {key}"[:48])
 
     def _pictured(
-        self, key: str, name: str, requests: Sequence[Request], make: Make, judged_as: JudgedAs, keep: int
+        self, key: str, name: str, requests: Sequence[Request], make: Make, judged_as: Mapping[str, JudgedAs], keep: int
     ) -> list[Json]:
         def compute(chunk: Sequence[Request]) -> Json:
-            pixels = self.subject.pixels(make(method.encoded(self.subject, chunk), chunk))
-            asked = [judged_as[each.name] for each in chunk] if judged_as else chunk
-            return {"shown": self.verdicts.shown(name, asked, pixels), "pictures": _packed(pixels[:keep])}
+            pixels = self.subject.pixels(make(self.conditions.encoded(chunk), chunk))
+            shown = {
+                told: self.verdicts.shown(name, [given[each.name] for each in chunk] if given else chunk, pixels)
+                for told, given in judged_as.items()
+            }
+            return {"shown": shown, "pictures": _packed(pixels[:keep])}
 
         return self.mapped(key, requests, compute)
+
+
+def _told(records: Sequence[Json], condition: str) -> list[bool]:
+    return [one for record in records for one in record["shown"][condition]]
 
 
 def _later(compute: Callable[[Sequence[Request]], Json], chunk: Sequence[Request]) -> Callable[[], Json]:

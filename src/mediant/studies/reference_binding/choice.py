@@ -16,7 +16,6 @@ from mediant.runs.folder import Json
 from mediant.search.edge_knockout import KnockoutEffects
 from mediant.studies.reference_binding import method, task
 from mediant.studies.reference_binding.bench import Bench
-from mediant.studies.reference_binding.conditions import Conditions
 from mediant.studies.reference_binding.method import WAYS, Reading
 from mediant.studies.reference_binding.verdicts import PROPERTIES
 from mediant.tasks.requests import Request
@@ -45,7 +44,6 @@ class Choice:
     """The search on validation requests."""
 
     bench: Bench
-    conditions: Conditions
     requests: task.Data
 
     def made(self) -> Chosen:
@@ -72,7 +70,7 @@ class Choice:
             {
                 "way": one.way, "layer": one.layer,
                 "shown": self.bench.share(
-                    f"lens {one.way} {one.layer}", name, requests, partial(self.conditions.lens, one, "text")
+                    f"lens {one.way} {one.layer}", name, requests, partial(self.bench.conditions.lens, one, "text")
                 ),
             }
             for one in ways
@@ -86,7 +84,7 @@ class Choice:
             {
                 "layer": layer,
                 "moved": self.bench.share(
-                    f"patch {layer}", name, bases, partial(self.conditions.patched, layer, "text", source), source
+                    f"patch {layer}", name, bases, partial(self.bench.conditions.patched, layer, "text", source), source
                 ),
             }
             for layer in range(self.bench.subject.shape.n_layers - 1)

@@ -4,8 +4,9 @@ conditions = Conditions(flux, config)
 bench.judge("colour", "no text", requests, partial(conditions.cut, [("reference", "text")], None))
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,17 +22,33 @@ DROP_EARLY: list[Flow] = [("reference", "picture")]
 DROP_LATE: list[Flow] = [("reference", "picture"), ("picture", "reference"), ("reference", "text"), ("text", "reference")]
 
 
+# Encoded requests that are kept: every condition has the same ones.
+_KEPT = 16
+
+
 @dataclass(frozen=True, eq=False)
 class Conditions:
     """What may be done to a subject while it makes pictures."""
 
     subject: ImageGenerator
     config: Config
+    _encoded: OrderedDict[tuple[int, ...], tuple[list[Request], Batch]] = field(default_factory=OrderedDict)
 
     @property
     def steps(self) -> int:
         """From noise to picture."""
         return self.config.steps
+
+    def encoded(self, chunk: Sequence[Request]) -> Batch:
+        """Requests as the subject takes them; the last few are kept."""
+        # Requests are kept beside their batch, so that no other can have their ids.
+        key = tuple(id(each) for each in chunk)
+        if key not in self._encoded:
+            self._encoded[key] = list(chunk), method.encoded(self.subject, chunk)
+        self._encoded.move_to_end(key)
+        while len(self._encoded) > _KEPT:
+            self._encoded.popitem(last=False)
+        return self._encoded[key][1]
 
     def sample(self, batch: Batch, _: Sequence[Request] = ()) -> Latents:
         """Pictures as they are."""
@@ -74,7 +91,7 @@ class Conditions:
 
     def patched(self, layer: int, slots: str, source: Mapping[str, Request], batch: Batch, chunk: Sequence[Request]) -> Latents:
         """Pictures whose text comes from the run of each request's source."""
-        given = method.encoded(self.subject, [source[each.name] for each in chunk])
+        given = self.encoded([source[each.name] for each in chunk])
         return method.patched(self.subject, given, batch, layer=layer, slots=slots, steps=self.steps)
 
     def with_own(self, batch: Batch, chunk: Sequence[Request]) -> list[list[Pixels]]:

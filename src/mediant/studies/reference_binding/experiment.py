@@ -1,6 +1,6 @@
 """One subject's side of the study: choose on validation requests, intervene on the others, keep every verdict.
 
-findings = Experiment(bench, Conditions(flux, config), requests).run()
+findings = Experiment(bench, requests).run()
 findings.rows["style"]["ref_to_text"]          # one verdict per request
 """
 
@@ -13,7 +13,7 @@ from mediant.measures.picture_questions import Kind
 from mediant.studies.reference_binding import padding_dose, repair, task
 from mediant.studies.reference_binding.bench import Bench
 from mediant.studies.reference_binding.choice import Choice, Chosen
-from mediant.studies.reference_binding.conditions import Conditions, matched_heads
+from mediant.studies.reference_binding.conditions import matched_heads
 from mediant.studies.reference_binding.method import FLOWS, Flow, Reading
 from mediant.studies.reference_binding.padding_dose import Dose
 from mediant.studies.reference_binding.repair import Repair
@@ -50,13 +50,12 @@ class Experiment:
     """All interventions on one subject."""
 
     bench: Bench
-    conditions: Conditions
     requests: task.Data
 
     def run(self) -> Findings:
         """Choose on validation requests, then intervene on the others."""
         bench = self.bench
-        chosen = Choice(bench, self.conditions, self.requests).made()
+        chosen = Choice(bench, self.requests).made()
         for name in PROPERTIES:
             self._knockouts(name)
             self._heads(name, chosen.heads[name])
@@ -64,15 +63,15 @@ class Experiment:
             self._patchings(name, chosen.layer[name])
         curves = {name: self._curves(name) for name in PROPERTIES}
         doses = {
-            name: padding_dose.measured(bench, self.conditions, name, self.requests.pairs[name], chosen.layer[name])
+            name: padding_dose.measured(bench, name, self.requests.pairs[name], chosen.layer[name])
             for name in padding_dose.PROPERTIES
         }
-        repairs = {name: repair.measured(bench, self.conditions, name, self.requests) for name in PROPERTIES}
+        repairs = {name: repair.measured(bench, name, self.requests) for name in PROPERTIES}
         drawn, pictures = bench.drawn(self.requests.text)
         return Findings(bench.subject, chosen, bench.rows, bench.answers, bench.pictures, curves, doses, repairs, drawn, pictures)
 
     def _knockouts(self, name: str) -> None:
-        bench, do = self.bench, self.conditions
+        bench, do = self.bench, self.bench.conditions
         requests, padding = self.requests.test[name], bench.config.padding
         flows: dict[str, list[Flow]] = {
             "baseline": [], "ref_to_text": [("reference", "text")], "ref_to_image": [("reference", "picture")],
@@ -90,7 +89,7 @@ class Experiment:
                 bench.judge(name, f"random keys to {query} {draw}", requests, partial(do.cut_random, draw, query))
 
     def _heads(self, name: str, heads: Mapping[str, Sequence[Site]]) -> None:
-        bench, do = self.bench, self.conditions
+        bench, do = self.bench, self.bench.conditions
         requests = self.requests.test[name]
         for query, sites in heads.items():
             flow = [("reference", query)]
@@ -100,7 +99,7 @@ class Experiment:
                 bench.judge(name, f"random heads to {query} {draw}", requests, partial(do.cut, flow, matched))
 
     def _lenses(self, name: str, reading: Reading) -> None:
-        bench, do = self.bench, self.conditions
+        bench, do = self.bench, self.bench.conditions
         requests = self.requests.test[name]
         bench.judge(name, "unconditional", requests, lambda _, chunk: do.sample(do.empty(chunk)))
         bench.judge(name, "text alone", requests, lambda _, chunk: do.sample(do.empty(chunk, instructed=True)))
@@ -110,11 +109,10 @@ class Experiment:
             bench.ask("lens", name, f"lens {slots}", requests, lens, do.with_empty)
 
     def _patchings(self, name: str, layer: int) -> None:
-        bench, do = self.bench, self.conditions
+        bench, do = self.bench, self.bench.conditions
         pairs = self.requests.pairs[name]
         bases, source = [pair.base for pair in pairs], {pair.base.name: pair.source for pair in pairs}
-        bench.judge(name, "base shows its own", bases, do.sample)
-        bench.judge(name, "base shows source's", bases, do.sample, source)
+        bench.judge(name, "base shows its own", bases, do.sample, also={"base shows source's": source})
         bench.judge(name, "source shows its own", [pair.source for pair in pairs], do.sample)
         for slots in ("text", bench.config.padding, "instruction"):
             patched = partial(do.patched, layer, slots, source)
@@ -127,7 +125,7 @@ class Experiment:
 
     def _curves(self, name: str) -> dict[str, list[float]]:
         """Share of validation requests that still show the property, for knockouts that begin, end or stand at each block."""
-        bench, do = self.bench, self.conditions
+        bench, do = self.bench, self.bench.conditions
         requests, n = self.requests.validation[name], bench.subject.shape.n_layers
         spans = {
             "from block": [range(at, n) for at in range(n)], "up to block": [range(at + 1) for at in range(n)],

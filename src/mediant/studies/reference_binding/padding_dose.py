@@ -1,6 +1,6 @@
 """Padding dose-response: as an instruction grows by words that say nothing, padding shrinks; does text still carry the property?
 
-    for dose in measured(bench, conditions, "style", pairs, layer=4):
+    for dose in measured(bench, "style", pairs, layer=4):
         dose.padding, dose.moved["text"], dose.moved["padding"]
 
 The number of slots stays. Pairs have one instruction and two references, as in patching, and the same number of words is put
@@ -43,19 +43,19 @@ class Dose:
     kept: Sequence[int]
 
 
-def measured(bench: Bench, conditions: Conditions, name: str, pairs: Sequence[RequestPair], layer: int) -> list[Dose]:
+def measured(bench: Bench, name: str, pairs: Sequence[RequestPair], layer: int) -> list[Dose]:
     """Swaps at every dose of padding, for the first pairs; text is taken after a block."""
-    return [_at(bench, conditions, name, pairs[: bench.config.n_dose], layer, share) for share in bench.config.dose]
+    return [_at(bench, name, pairs[: bench.config.n_dose], layer, share) for share in bench.config.dose]
 
 
-def _at(bench: Bench, conditions: Conditions, name: str, pairs: Sequence[RequestPair], layer: int, share: float) -> Dose:
-    subject, label = bench.subject, f"{share:.0%} padding"
-    given = longer(subject, pairs, share)
+def _at(bench: Bench, name: str, pairs: Sequence[RequestPair], layer: int, share: float) -> Dose:
+    conditions, label = bench.conditions, f"{share:.0%} padding"
+    given = longer(bench.subject, pairs, share)
     bases, source = [pair.base for pair in given], {pair.base.name: pair.source for pair in given}
     plain = {long.base.name: short.base.instruction for long, short in zip(given, pairs, strict=True)}
 
     def counted(chunk: Sequence[Request]) -> Json:
-        return {"padding": [len(spans["padding"]) for spans in method.encoded(subject, chunk).spans]}
+        return {"padding": [len(spans["padding"]) for spans in conditions.encoded(chunk).spans]}
 
     padding = [n for record in bench.mapped(f"{name}/{label}", bases, counted) for n in record["padding"]]
     slots = ["text", *([bench.config.padding] if bench.config.padding == "beside" or min(padding) else []), WORDS]
@@ -90,7 +90,7 @@ def _swapped(
     chunk: Sequence[Request],
 ) -> Latents:  # fmt: skip
     """Pictures with some slots of the source's text, which may be the words of the plain instruction or those behind them."""
-    given = method.encoded(conditions.subject, [source[each.name] for each in chunk])
+    given = conditions.encoded([source[each.name] for each in chunk])
     told = [plain[each.name] for each in chunk]
     return method.patched(
         conditions.subject, _parted(conditions.subject, given, told), _parted(conditions.subject, batch, told), layer=layer,

@@ -1,6 +1,6 @@
 """Repair by amplification: where a plain edit fails, does strengthening attention along one flow bring the property in?
 
-    for repair in measured(bench, conditions, "colour", requests):
+    for repair in measured(bench, "colour", requests):
         repair.flow, repair.beta, repair.shown, repair.kept
 
 What is added to the logits of the flow's edges is a number of nats, in a window of blocks that validation requests chose.
@@ -12,7 +12,6 @@ from functools import partial
 
 from mediant.studies.reference_binding import task
 from mediant.studies.reference_binding.bench import Bench
-from mediant.studies.reference_binding.conditions import Conditions
 from mediant.studies.reference_binding.method import Flow
 
 DIRECTIONS: tuple[Flow, ...] = (("reference", "text"), ("text", "picture"), ("reference", "picture"))
@@ -38,14 +37,15 @@ class Repair:
     kept: Sequence[bool]
 
 
-def measured(bench: Bench, conditions: Conditions, name: str, requests: task.Data) -> list[Repair]:
+def measured(bench: Bench, name: str, requests: task.Data) -> list[Repair]:
     """Every direction at every strength; needs the verdicts on untouched pictures."""
+    conditions = bench.conditions
     test, had = requests.test[name], bench.rows[name]["baseline"]
     failed = [each for each, shown in zip(test, had, strict=True) if not shown]
     fine = [each for each, shown in zip(test, had, strict=True) if shown]
     found = []
     for flow in DIRECTIONS:
-        layers = _window(bench, conditions, name, requests, flow)
+        layers = _window(bench, name, requests, flow)
         for beta in bench.config.repair:
             label = f"{flow[0]} to {flow[1]} {beta:+g}"
             stronger = partial(conditions.strengthened, layers, flow, beta)
@@ -57,14 +57,14 @@ def measured(bench: Bench, conditions: Conditions, name: str, requests: task.Dat
     return found
 
 
-def _window(bench: Bench, conditions: Conditions, name: str, requests: task.Data, flow: Flow) -> Sequence[int]:
+def _window(bench: Bench, name: str, requests: task.Data, flow: Flow) -> Sequence[int]:
     """The blocks in which the flow, strengthened, lets most validation requests succeed."""
     n, width, beta = bench.subject.shape.n_layers, bench.config.window, sorted(bench.config.repair)[len(bench.config.repair) // 2]
     windows = [range(at, at + width) for at in range(max(1, n - width + 1))]
     shares = [
         bench.share(
             f"{flow[0]} to {flow[1]} {beta:+g} from {layers[0]}", name, requests.validation[name],
-            partial(conditions.strengthened, layers, flow, beta),
+            partial(bench.conditions.strengthened, layers, flow, beta),
         )
         for layers in windows
     ]  # fmt: skip

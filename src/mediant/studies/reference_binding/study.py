@@ -93,8 +93,8 @@ def run(
     who = {"": subject} | ({"_planted": data.planted} if data.planted else {})
     found = {
         tail: Experiment(
-            Bench(config, each, data.verdicts, folder, engine, tail.strip("_") or "natural", data.questions),
-            Conditions(each, config), data.requests,
+            Bench(Conditions(each, config), data.verdicts, folder, engine, tail.strip("_") or "natural", data.questions),
+            data.requests,
         ).run()
         for tail, each in who.items()
     }  # fmt: skip
