@@ -291,7 +291,7 @@ def test_doctor_asks_for_what_is_missing(mediant: Mediant, monkeypatch: pytest.M
 
 def test_data_lists_the_tasks_and_shows_pairs_of_one(mediant: Mediant, pairs: Path):
     made, fetched = mediant("data").out.split("\n\nto be fetched:\n")
-    assert [line.split()[0] for line in fetched.splitlines()] == ["comic-characters", "photo-cutouts"]
+    assert [line.split()[0] for line in fetched.splitlines()] == ["comic-characters", "emoji", "photo-cutouts"]
     assert [line.split()[0] for line in made.splitlines()] == [
         "ioi",
         "pronouns",

@@ -116,7 +116,7 @@ def test_tasks_in_the_published_format_are_judged_by_a_model_that_sees(
     # The judge sees the property everywhere, so nothing is ever lost, and no picture is without it to begin with.
     assert measures["knockout_ref_to_text_colour"]["value"] == 0.0
     assert measures["lens_style"]["value"] is None
-    assert measures["t2i_concept_accuracy"]["reason"] == "these tasks all have a reference"
+    assert measures["t2i_concept_accuracy"]["reason"] == "nothing is known of what these instructions name"
 
 
 def written_tasks(folder: Path) -> Path:

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+from contextlib import ExitStack
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,8 +14,8 @@ import pytest
 from PIL import Image
 
 from mediant.core.errors import TaskError, UnknownName
-from mediant.tasks import foreign, regions, strips
-from mediant.tasks.foreign import comic_characters, packages, photo_cutouts, sets
+from mediant.tasks import foreign, regions, request_files, strips
+from mediant.tasks.foreign import comic_characters, emoji, packages, photo_cutouts, sets
 from mediant.tasks.foreign.packages import Package
 from mediant.tasks.pictures.painter import PALETTE
 
@@ -220,3 +221,58 @@ def test_cut_outs_that_lack_something_are_refused(stamps: list[Path], tmp_path: 
         foreign.fetch("photo-cutouts", sources=[tmp_path / "text.deb", stamps[1]])
     with pytest.raises(TaskError, match="there is no file"):
         foreign.fetch("photo-cutouts", sources=[tmp_path / "nowhere.deb", stamps[1]])
+
+
+def emoji_packages(folder: Path, *, without: str = "") -> list[Path]:
+    """Each emoji in the style's own plain colour; those that are coloured have the colour of their code."""
+    folder.mkdir()
+    files = [folder / f"{i}.tgz" for i in range(3)]
+    with ExitStack() as stack:
+        archives = [stack.enter_context(tarfile.open(file, "w:gz")) for file in files]
+        fill(archives, without)
+    return files
+
+
+def fill(archives: list[tarfile.TarFile], without: str) -> None:
+    for style, (package, path) in emoji.STYLES.items():
+        for name, code in (emoji.KINDS | emoji.COLOURED).items():
+            if f"{style}/{name}" == without:
+                continue
+            rgb = (int(code[-2:], 16), 40, 200)
+            if package == 0:
+                file = io.BytesIO()
+                Image.new("RGBA", (32, 32), (*rgb, 255)).save(file, "WEBP", lossless=True)
+                content = file.getvalue()
+            else:
+                svg = ElementTree.Element("svg", xmlns="http://www.w3.org/2000/svg", viewBox="0 0 36 36")
+                ElementTree.SubElement(svg, "circle", cx="18", cy="18", r="9", fill="#{:02x}{:02x}{:02x}".format(*rgb))
+                content = ElementTree.tostring(svg)
+            # OpenMoji writes its code points in capitals.
+            add(archives[package], path.format(code.upper() if package == 2 else code), content)
+
+
+def test_emoji_become_requests_of_three_properties(tmp_path: Path):
+    folder = foreign.fetch("emoji", sources=emoji_packages(tmp_path / "e"))
+    seen = np.asarray(Image.open(folder / "outlined" / "fox.png"))
+    assert seen.shape == (256, 256, 3)
+    # A circle of a quarter of the width, on white.
+    assert seen[128, 128].tolist() == [0x8A, 40, 200]
+    assert seen[128, 128 + 60].tolist() == [0x8A, 40, 200]
+    assert seen[128, 128 + 68].tolist() == [255, 255, 255]
+    assert not (folder / "line" / "red circle.png").exists()
+    for file, bucket in (("solid_color", "colour"), ("style", "style"), ("identity", "identity")):
+        asked = request_files.read(folder / f"{file}.jsonl", size=64)
+        assert {one.bucket for one in asked} == {bucket}
+        assert {one.references[0].shape for one in asked} == {(64, 64, 3)}
+        assert all(one.factors["shown"] not in one.instruction.split() for one in asked)
+    colours = request_files.read(folder / "solid_color.jsonl")
+    assert len(colours) == 10 * len(emoji.COLOURED) * 3
+    assert (colours[0].height, colours[0].references[0].shape) == (512, (512, 512, 3))
+    for one in colours:
+        rgb = [int(part) for part in one.factors["rgb"].split(",")]
+        assert rgb == [int(emoji.COLOURED[one.factors["shown"]][-2:], 16), 40, 200]
+
+
+def test_a_package_without_an_emoji_is_no_emoji_package(tmp_path: Path):
+    with pytest.raises(TaskError, match=r"no fox in style flat \(1 emoji are missing\)"):
+        foreign.fetch("emoji", sources=emoji_packages(tmp_path / "e", without="flat/fox"))

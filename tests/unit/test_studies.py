@@ -79,6 +79,7 @@ def test_every_preset_runs_the_study_it_is_for_on_a_task_that_exists():
         elif card.name == "reference-binding":
             names = [config.judge, *([config.planted] if config.planted else []), *([config.model] if preset != "paper" else [])]
             assert set(names) <= set(models())
+            assert config.tasks is None or config.tasks in foreign.SETS
         else:
             assert config.task in task_catalogue.TASKS
 

@@ -26,8 +26,11 @@ _TAKEN = {"color": "colour", "colour": "colour", "style": "style", "manual": "st
 _FIELDS = ("task_id", "instruction", "height", "width", "noise_seed")
 
 
-def read(file: str | Path) -> list[Request]:
+def read(file: str | Path, *, size: int | None = None) -> list[Request]:
     """All requests of a file, in its order.
+
+    Args:
+        size: side, in pixels, of the pictures to be asked for and of references given by path, instead of what the file says.
 
     Raises:
         TaskError: a line that is no task, with its number; a reference that is not given as an image.
@@ -39,7 +42,7 @@ def read(file: str | Path) -> list[Request]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{path} cannot be read: {error}; expected JSON lines, one task each") from error
-    found = [_request(line, f"{path} line {i}", path) for i, line in enumerate(lines, start=1) if line.strip()]
+    found = [_request(line, f"{path} line {i}", path, size) for i, line in enumerate(lines, start=1) if line.strip()]
     if not found:
         raise TaskError(f"{path} holds no tasks")
     names = [one.name for one in found]
@@ -49,7 +52,7 @@ def read(file: str | Path) -> list[Request]:
     return found
 
 
-def _request(line: str, where: str, file: Path) -> Request:
+def _request(line: str, where: str, file: Path, size: int | None) -> Request:
     try:
         task = json.loads(line)
     except ValueError as error:
@@ -57,7 +60,7 @@ def _request(line: str, where: str, file: Path) -> Request:
     missing = [name for name in _FIELDS if not isinstance(task, dict) or task.get(name) in (None, "")]
     if missing:
         raise TaskError(f"{where} lacks {missing[0]!r}; a task has {', '.join(_FIELDS)} and a reference")
-    height, width = int(task["height"]), int(task["width"])
+    height, width = (size, size) if size else (int(task["height"]), int(task["width"]))
     if min(height, width) < MULTIPLE or height % MULTIPLE or width % MULTIPLE:
         raise OutOfRange(f"{where}: height and width are multiples of {MULTIPLE}, got {height} x {width}")
     reference = _reference(task, where, file, height, width)
@@ -65,7 +68,7 @@ def _request(line: str, where: str, file: Path) -> Request:
     colour = {"rgb": ",".join(str(round(value)) for value in reference.mean((0, 1)))} if bucket == "colour" else {}
     known = {str(key): str(value) for key, value in (task.get("metadata") or {}).items()}
     return Request(
-        str(task["task_id"]), bucket, str(task["instruction"]), (reference,), height, width, known | colour, None,
+        str(task["task_id"]), bucket, str(task["instruction"]), (reference,), height, width, colour | known, None,
         int(task["noise_seed"]),
     )  # fmt: skip
 

@@ -17,7 +17,6 @@ from mediant.search.edge_knockout import KnockoutEffects
 from mediant.studies.reference_binding import method, task
 from mediant.studies.reference_binding.bench import Bench
 from mediant.studies.reference_binding.method import WAYS, Reading
-from mediant.studies.reference_binding.verdicts import PROPERTIES
 from mediant.tasks.requests import Request
 
 
@@ -49,9 +48,10 @@ class Choice:
     def made(self) -> Chosen:
         """The best of everything tried, property by property."""
         shape = self.bench.subject.shape
-        readings = {name: self._readings(name) for name in PROPERTIES}
-        patchings = {name: self._patchings(name) for name in PROPERTIES}
-        effects = {name: {query: self._effects(name, query) for query in ("text", "picture")} for name in PROPERTIES}
+        names: Sequence[str] = self.bench.config.properties
+        readings = {name: self._readings(name) for name in names}
+        patchings = {name: self._patchings(name) for name in names}
+        effects = {name: {query: self._effects(name, query) for query in ("text", "picture")} for name in names}
         k = max(1, round(self.bench.config.head_share * shape.n_layers * shape.n_heads))
         best = {name: max(rows, key=lambda one: one["shown"]) for name, rows in readings.items()}
         return Chosen(

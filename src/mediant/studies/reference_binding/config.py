@@ -1,6 +1,5 @@
 """Settings of the reference-binding study. Torch-free."""
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -21,10 +20,19 @@ class Config(AskingConfig):
         None, description="A second generator whose routes are known, for the same measures with the suffix _planted."
     )
     judge: str = Field("drawn-judge", description="What tells style and identity: catalogue name or folder of a judge.")
-    tasks: Path | None = Field(
-        None, description="Folder of task files in the published format (*.jsonl), instead of drawn requests; needs --endpoint."
+    tasks: str | None = Field(
+        None,
+        description="Instead of drawn requests: a folder of task files in the published format (*.jsonl), or a set that `mediant "
+        "data fetch` gets (emoji).",
     )
-    size: int = Field(64, ge=64, multiple_of=16, description="Side of drawn requests, in pixels (1,024 in the paper).")
+    properties: tuple[Literal["colour", "style", "identity"], ...] = Field(
+        ("colour", "style", "identity"), min_length=1,
+        description="What is looked for. Of tasks from a folder only colour can be told without --endpoint.",
+    )  # fmt: skip
+    size: int | None = Field(
+        None, ge=64, multiple_of=16,
+        description="Side of pictures asked for, in pixels; default: 64 for drawn requests, otherwise what the tasks say.",
+    )  # fmt: skip
     n: int = Field(120, ge=2, description="Requests, and pairs of them, per property (320 to 450 in the paper).")
     n_validation: int = Field(24, ge=2, description="Requests on which blocks, ways of the lens and heads are chosen.")
     n_text: int = Field(120, ge=2, description="Requests without a reference, for how well the subject draws at all.")

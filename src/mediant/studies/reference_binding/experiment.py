@@ -17,7 +17,6 @@ from mediant.studies.reference_binding.conditions import matched_heads
 from mediant.studies.reference_binding.method import FLOWS, Flow, Reading
 from mediant.studies.reference_binding.padding_dose import Dose
 from mediant.studies.reference_binding.repair import Repair
-from mediant.studies.reference_binding.verdicts import PROPERTIES
 from mediant.subject.generator import ImageGenerator, Pixels
 
 
@@ -55,18 +54,20 @@ class Experiment:
     def run(self) -> Findings:
         """Choose on validation requests, then intervene on the others."""
         bench = self.bench
+        names: Sequence[str] = bench.config.properties
         chosen = Choice(bench, self.requests).made()
-        for name in PROPERTIES:
+        for name in names:
             self._knockouts(name)
             self._heads(name, chosen.heads[name])
             self._lenses(name, chosen.reading[name])
             self._patchings(name, chosen.layer[name])
-        curves = {name: self._curves(name) for name in PROPERTIES}
+        curves = {name: self._curves(name) for name in names}
         doses = {
             name: padding_dose.measured(bench, name, self.requests.pairs[name], chosen.layer[name])
-            for name in padding_dose.PROPERTIES
+            for name in names
+            if name in padding_dose.PROPERTIES
         }
-        repairs = {name: repair.measured(bench, name, self.requests) for name in PROPERTIES}
+        repairs = {name: repair.measured(bench, name, self.requests) for name in names}
         drawn, pictures = bench.drawn(self.requests.text)
         return Findings(bench.subject, chosen, bench.rows, bench.answers, bench.pictures, curves, doses, repairs, drawn, pictures)
 

@@ -40,19 +40,20 @@ def page(result: Result, found: AllFindings, subject: ImageGenerator) -> Page:
     )
     headline = [
         (_percent(m[f"knockout_ref_to_{end}_{name}"]), f"lose {name} when the reference is hidden from the {words}")
-        for name in PROPERTIES
+        for name in found.config.properties
         for end, words in (("text", "text"), ("image", "picture"))
     ]
-    sections = [_summary(m, tail) for tail in found.subjects]
+    names = found.config.properties
+    sections = [_summary(m, names, tail) for tail in found.subjects]
     for tail, one in found.subjects.items():
-        sections += [_flow(one, tail), *(_grid(found, one, name, tail) for name in PROPERTIES)]
-        sections += [*(_pairs(found, one, name, tail) for name in PROPERTIES), _bars(m, tail), *_blocks(found, one, tail)]
+        sections += [_flow(one, tail), *(_grid(found, one, name, tail) for name in names)]
+        sections += [*(_pairs(found, one, name, tail) for name in names), _bars(m, tail), *_blocks(found, one, tail)]
         sections += [_heads(one, m, tail), *_doses(one, m, tail), _repairs(one, tail), _drawing(found, one, m, tail)]
     return Page(f"{TITLE}: {subject.name}", lead, result, sections, headline)
 
 
-def _percent(measure: Measure) -> str:
-    return "-" if measure.value is None else f"{measure.value:.0%}"
+def _percent(measure: Measure | None) -> str:
+    return "-" if measure is None or measure.value is None else f"{measure.value:.0%}"
 
 
 def _cell(measure: Measure | None) -> str:
@@ -61,12 +62,12 @@ def _cell(measure: Measure | None) -> str:
     return f"{100 * measure.value:.1f} [{100 * measure.ci95[0]:.1f}, {100 * measure.ci95[1]:.1f}]"
 
 
-def _summary(m: Mapping[str, Measure], tail: str) -> Section:
+def _summary(m: Mapping[str, Measure], names: Sequence[str], tail: str) -> Section:
     """The paper's three tables beside this subject's."""
     rows = []
     for what, published in PUBLISHED.items():
         row = [what.replace("_", " ")]
-        for name in PROPERTIES:
+        for name in names:
             row += [_cell(_of(m, what, name, tail)), f"{published[name]:.1f}" if name in published else "-"]
         rows.append(row)
     both = [
@@ -80,7 +81,7 @@ def _summary(m: Mapping[str, Measure], tail: str) -> Section:
         f"The {WHO[tail]} subject beside the published FLUX.2 [klein] 9B, in percent, with 95 % intervals. In {same} of "
         f"{len(both)} cells both lie on the same side of one half."
     )
-    header = ["", *(head for name in PROPERTIES for head in (name, "paper"))]
+    header = ["", *(head for name in names for head in (name, "paper"))]
     return Section(f"The paper's three tables: {WHO[tail]} subject", text, table=Table(header, rows))
 
 
@@ -93,7 +94,7 @@ def _of(m: Mapping[str, Measure], what: str, name: str, tail: str) -> Measure | 
 def _flow(one: Findings, tail: str) -> Section:
     """Share of pictures that lose the property when one flow is cut."""
     panels = []
-    for name in PROPERTIES:
+    for name in one.rows:
         rows = one.rows[name]
         had = [i for i, shown in enumerate(rows["baseline"]) if shown]
         keys = {flow: f"{flow[0]} to {flow[1]}" for flow in FLOWS}
@@ -166,7 +167,7 @@ def _bars(m: Mapping[str, Measure], tail: str) -> Section:
 
 def _blocks(found: AllFindings, one: Findings, tail: str) -> list[Section]:
     n, sections = found.config.n_validation, []
-    for name in PROPERTIES:
+    for name in found.config.properties:
         lines = []
         for key, colour in (
             ("from block: reference to text", ACCENT), ("from block: reference to picture", SECOND), ("dropped at block", MUTED),
@@ -192,7 +193,7 @@ def _blocks(found: AllFindings, one: Findings, tail: str) -> list[Section]:
 def _heads(one: Findings, m: Mapping[str, Measure], tail: str) -> Section:
     shape = one.subject.shape
     tables = []
-    for name in PROPERTIES:
+    for name in one.rows:
         for query, ranking in one.chosen.effects[name].items():
             table = np.zeros((shape.n_layers, shape.n_heads))
             for scored in ranking:
@@ -206,7 +207,7 @@ def _heads(one: Findings, m: Mapping[str, Measure], tail: str) -> Section:
         column_title="head",
     )
     parts = []
-    for name in PROPERTIES:
+    for name in one.rows:
         for end in ("text", "image"):
             key = f"heads_ref_to_{end}_{name}"
             parts.append(f"{name} by {end}: {number(m[key + tail].value)} against {number(m[f'{key}_random{tail}'].value)}")
@@ -264,5 +265,6 @@ def _drawing(found: AllFindings, one: Findings, m: Mapping[str, Measure], tail: 
         Framed(picture, requests[i].instruction, right=all(one.drawn[i].values())) for i, picture in enumerate(one.drawn_pictures)
     ]
     rows = [("", framed[i : i + per_row]) for i in range(0, len(framed), per_row)]
-    text = f"Without a reference: {_percent(m['t2i_concept_accuracy' + tail])} of pictures have everything that was asked for."
+    shown, right = (m.get(f"t2i_{name}_accuracy{tail}") for name in ("concept", "everything"))
+    text = f"Without a reference: {_percent(shown)} of pictures show the thing asked for, {_percent(right)} everything about it."
     return Section(f"Drawing from text, {WHO[tail]} subject", text, grid=Grid(rows))

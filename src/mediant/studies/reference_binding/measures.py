@@ -16,7 +16,7 @@ from mediant.measures.picture_judge import Errors, corrected
 from mediant.studies.reference_binding.config import Config
 from mediant.studies.reference_binding.padding_dose import FILLER, WORDS, Dose
 from mediant.studies.reference_binding.repair import Repair
-from mediant.studies.reference_binding.verdicts import PROPERTIES, Verdicts
+from mediant.studies.reference_binding.verdicts import Verdicts
 
 if TYPE_CHECKING:
     from mediant.studies.reference_binding.experiment import Findings
@@ -40,8 +40,8 @@ ENDS = {"text": "text", "picture": "image"}
 
 def of_subject(config: Config, verdicts: Verdicts, found: "Findings", tail: str) -> dict[str, Measure]:
     """All measures of one subject; `tail` is put behind every name."""
-    measures = _drawing(found.drawn)
-    for name in PROPERTIES:
+    measures = _drawing(found.drawn, verdicts)
+    for name in config.properties:
         rows, errors = found.rows[name], verdicts.errors(name)
         measures[f"edit_success_{name}"] = _rate(
             rows["baseline"], errors, f"share of pictures that show their reference's {name}"
@@ -56,23 +56,21 @@ def of_subject(config: Config, verdicts: Verdicts, found: "Findings", tail: str)
     return {f"{name}{tail}": measure for name, measure in measures.items()}
 
 
-def _drawing(drawn: Sequence[Mapping[str, bool]]) -> dict[str, Measure]:
+def _drawing(drawn: Sequence[Mapping[str, bool]], verdicts: Verdicts) -> dict[str, Measure]:
     """How well the subject draws from text alone."""
-    if not drawn:
-        wanted = "share of pictures drawn without a reference that have everything asked for"
-        return {"t2i_concept_accuracy": Measure(value=None, n=0, definition=wanted, reason="these tasks all have a reference")}
-    every = {"concept": [all(one.values()) for one in drawn]}
-    every |= {name: [one[name] for one in drawn if name in one] for name in ("kind", "place", "style", "colour")}
-    what = {"concept": "kind, place, style and colour are all as the instruction says"} | {
-        name: f"{name} is as the instruction says" for name in ("kind", "place", "style", "colour")
-    }
-    return {
-        f"t2i_{name}_accuracy": Measure(
-            value=float(np.mean(hits)), n=len(hits), ci95=wilson(sum(hits), len(hits)),
-            definition=f"share of pictures drawn without a reference whose {what[name]}, as the judge sees it (Wilson)",
+    what = "share of pictures drawn without a reference"
+    if not any(drawn):
+        reason = "nothing is known of what these instructions name"
+        return {"t2i_concept_accuracy": Measure(value=None, n=0, definition=f"{what} that show the thing named", reason=reason)}
+    found = {
+        f"t2i_{'concept' if name == 'kind' else name}_accuracy": _rate(
+            [one[name] for one in drawn if name in one], verdicts.errors("named colour" if name == "colour" else name),
+            f"{what} whose {name} is the one named",
         )
-        for name, hits in every.items() if hits
+        for name in ("kind", "place", "style", "colour")
     }  # fmt: skip
+    every = f"{what} in which kind, place, style and colour all are as named; the judge's own errors count against them"
+    return found | {"t2i_everything_accuracy": _counted([all(one.values()) for one in drawn], every)}
 
 
 def _lens(name: str, config: Config, rows: Rows, errors: Errors | None) -> dict[str, Measure]:

@@ -16,7 +16,7 @@ from mediant.studies.reference_binding.bench import Bench
 from mediant.studies.reference_binding.conditions import Conditions
 from mediant.studies.reference_binding.config import NAME, Config
 from mediant.studies.reference_binding.experiment import Experiment, Findings
-from mediant.studies.reference_binding.verdicts import PROPERTIES, AskedVerdicts, DrawnVerdicts, Verdicts
+from mediant.studies.reference_binding.verdicts import AskedVerdicts, ColourVerdicts, DrawnVerdicts, Verdicts
 from mediant.subject import catalogue
 from mediant.subject.endpoint import OpenAIEndpoint
 from mediant.subject.generator import ImageGenerator
@@ -60,15 +60,20 @@ def prepare(config: Config, subject: ImageGenerator) -> Data:
     planted = load(config.planted, device=config.device, dtype=config.dtype) if config.planted else None
     if planted is not None and not isinstance(planted, ImageGenerator):
         raise SubjectError(f"{config.planted} writes; the planted subject has to make pictures")
-    for name in PROPERTIES:
+    for name in config.properties:
         method.encoded(subject, data.test[name][:1])
     asked = config.endpoint and OpenAIEndpoint(config.endpoint, config.endpoint_model, config.endpoint_key, 300.0)
     questions = PictureQuestions(asked) if asked else None
     if config.tasks is None:
         return Data(data, DrawnVerdicts(PictureJudge.load(judge_folder(config.judge))), planted, questions)
-    if questions is None:
-        raise SubjectError(f"nothing is known of the answers to {config.tasks}; give a model that sees, with --endpoint")
-    return Data(data, AskedVerdicts(questions), planted, questions)
+    if questions is not None:
+        return Data(data, AskedVerdicts(questions), planted, questions)
+    if config.properties != ("colour",):
+        raise SubjectError(
+            f"of {config.tasks} only colour can be told by arithmetic; give a model that sees, with --endpoint, or ask for "
+            "colour alone, with --set 'properties=[\"colour\"]'"
+        )
+    return Data(data, ColourVerdicts(), planted)
 
 
 def judge_folder(name: str) -> Path:
@@ -115,7 +120,7 @@ def run(
                         "lens": one.chosen.reading[name].label, "patching": one.chosen.layer[name],
                         "heads": {q: [str(s) for s in sites] for q, sites in one.chosen.heads[name].items()},
                     }
-                    for name in PROPERTIES
+                    for name in config.properties
                 }
                 for tail, one in found.items()
             },

@@ -11,8 +11,7 @@ import numpy as np
 
 from mediant.core.errors import TaskError
 from mediant.studies.reference_binding.config import Config
-from mediant.studies.reference_binding.verdicts import PROPERTIES
-from mediant.tasks import request_files
+from mediant.tasks import foreign, request_files
 from mediant.tasks.requests import Request, RequestPair
 
 
@@ -38,23 +37,29 @@ def load(config: Config) -> Data:
     Raises:
         TaskError: the folder of task files is not there, or has too few tasks of a property.
     """
-    return _drawn(config) if config.tasks is None else _published(config, config.tasks)
+    return _drawn(config) if config.tasks is None else _published(config, _folder(config.tasks))
 
 
 def _drawn(config: Config) -> Data:
     from mediant.tasks.pictures import requests
 
-    single = partial(requests.generate, split="heldout", size=config.size)
-    pair = partial(requests.generate_pairs, split="heldout", size=config.size)
+    size = config.size or requests.SIZE
+    single = partial(requests.generate, split="heldout", size=size)
+    pair = partial(requests.generate_pairs, split="heldout", size=size)
     first, second = config.seed, config.seed + 1
     return Data(
         "drawn, held-out combinations",
-        {name: single(name, config.n, seed=first) for name in PROPERTIES},
-        {name: single(name, config.n_validation, seed=second) for name in PROPERTIES},
-        {name: pair(name, config.n, seed=first) for name in PROPERTIES},
-        {name: pair(name, config.n_validation, seed=second) for name in PROPERTIES},
+        {name: single(name, config.n, seed=first) for name in config.properties},
+        {name: single(name, config.n_validation, seed=second) for name in config.properties},
+        {name: pair(name, config.n, seed=first) for name in config.properties},
+        {name: pair(name, config.n_validation, seed=second) for name in config.properties},
         single("text", config.n_text, seed=first),
     )
+
+
+def _folder(name: str) -> Path:
+    """A fetched set, or the user's own."""
+    return foreign.folder_of(name) if name in foreign.SETS else Path(name)
 
 
 def _published(config: Config, folder: Path) -> Data:
@@ -62,9 +67,9 @@ def _published(config: Config, folder: Path) -> Data:
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise TaskError(f"{folder} has no task files (*.jsonl)")
-    every = [request for file in files for request in request_files.read(file)]
+    every = [request for file in files for request in request_files.read(file, size=config.size)]
     parts: dict[str, list[Sequence[Any]]] = {}
-    for name in PROPERTIES:
+    for name in config.properties:
         found = [each for each in every if each.bucket == name]
         wanted = config.n + config.n_validation
         for what, there in (("tasks", found), ("pairs of tasks with one instruction", paired(found))):
@@ -74,7 +79,7 @@ def _published(config: Config, folder: Path) -> Data:
                     f"need {wanted}"
                 )
             parts.setdefault(what, []).append(there)
-    singles, pairs = (dict(zip(PROPERTIES, each, strict=True)) for each in parts.values())
+    singles, pairs = (dict(zip(config.properties, each, strict=True)) for each in parts.values())
     return Data(
         f"tasks of {folder.name}",
         _first(singles, config),

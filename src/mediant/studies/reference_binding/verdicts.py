@@ -42,10 +42,9 @@ class DrawnVerdicts:
 
     def shown(self, name: str, requests: Sequence[Request], pixels: Pixels) -> list[bool]:
         """See `Verdicts`."""
-        pixels = at_size(pixels)
         if name == "colour":
-            colours = [[int(part) for part in request.factors["rgb"].split(",")] for request in requests]
-            return [shows_colour(picture, rgb) for picture, rgb in zip(pixels, colours, strict=True)]
+            return coloured(requests, pixels)
+        pixels = at_size(pixels)
         if name == "style":
             wanted = [request.factors["style"] for request in requests]
             return [a == b for a, b in zip(self.judge.best("style", pixels), wanted, strict=True)]
@@ -64,8 +63,25 @@ class DrawnVerdicts:
         return (self.judge.errors or {})[name]
 
 
+@dataclass(frozen=True)
+class ColourVerdicts:
+    """On any request that takes a known colour, by arithmetic."""
+
+    def shown(self, name: str, requests: Sequence[Request], pixels: Pixels) -> list[bool]:  # noqa: ARG002
+        """See `Verdicts`."""
+        return coloured(requests, pixels)
+
+    def drawn(self, requests: Sequence[Request], pixels: Pixels) -> list[dict[str, bool]]:  # noqa: ARG002
+        """Nothing is known of what such instructions name."""
+        return [{} for _ in requests]
+
+    def errors(self, name: str) -> Errors | None:  # noqa: ARG002
+        """Nothing is known of them."""
+        return None
+
+
 @dataclass(frozen=True, eq=False)
-class AskedVerdicts:
+class AskedVerdicts(ColourVerdicts):
     """On any request, by a multimodal model's word; where it has none to give, the property counts as not shown."""
 
     questions: PictureQuestions
@@ -77,13 +93,11 @@ class AskedVerdicts:
             for request, picture in zip(requests, pixels, strict=True)
         ]
 
-    def drawn(self, requests: Sequence[Request], pixels: Pixels) -> list[dict[str, bool]]:  # noqa: ARG002
-        """Nothing is known of what such instructions name."""
-        return [{} for _ in requests]
 
-    def errors(self, name: str) -> Errors | None:  # noqa: ARG002
-        """Nothing is known of them."""
-        return None
+def coloured(requests: Sequence[Request], pixels: Pixels) -> list[bool]:
+    """Whether each picture shows the colour of its request's reference."""
+    colours = [[int(part) for part in request.factors["rgb"].split(",")] for request in requests]
+    return [shows_colour(picture, rgb) for picture, rgb in zip(at_size(pixels), colours, strict=True)]
 
 
 def at_size(pixels: Pixels) -> Pixels:

