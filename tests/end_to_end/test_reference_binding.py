@@ -101,22 +101,35 @@ def test_a_model_that_sees_is_asked_about_every_intervention(mediant: Mediant, f
 def test_tasks_in_the_published_format_are_judged_by_a_model_that_sees(
     mediant: Mediant, folders: tuple[Path, Path], tmp_path: Path
 ):
-    model, judge = folders
-    tasks = written_tasks(tmp_path / "tasks")
-    given = ["--model", model, "--judge", judge, "--out", tmp_path / "run", "--tasks", tasks, *TINY]
-    mediant("run", "reference-binding", *given).refuses("nothing is known of the answers", "--endpoint")
-    mediant("run", "reference-binding", *given, "--set", "n=4").refuses("has 5 tasks of colour")
+    given = ["--model", folders[0], "--tasks", written_tasks(tmp_path / "tasks"), *TINY]
+    refused = ["--out", tmp_path / "no"]
+    mediant("run", "reference-binding", *given, *refused).refuses("only colour can be told", "--endpoint")
+    mediant("run", "reference-binding", *given, *refused, "--set", "n=4").refuses("has 5 tasks of colour")
+    emoji = ["--model", folders[0], "--tasks", "emoji", *TINY, *refused]
+    mediant("run", "reference-binding", *emoji).refuses("mediant data fetch emoji")
+    style = ["--set", 'properties=["style"]', "--out", tmp_path / "style"]
     with serving(lambda content: '{"pass": 1, "reason": "so it seems"}') as url:
-        called = mediant("run", "reference-binding", *given, "--endpoint", url)
+        called = mediant("run", "reference-binding", *given, *style, "--endpoint", url)
     assert called.code == 0, called.err
-    result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    result = json.loads((tmp_path / "style" / "result.json").read_text(encoding="utf-8"))
     measures = result["measures"]
     assert result["provenance"]["data"] == "tasks of tasks"
-    assert [measures[f"edit_success_{name}"]["value"] for name in PROPERTIES] == [1.0, 1.0, 1.0]
-    # The judge sees the property everywhere, so nothing is ever lost, and no picture is without it to begin with.
-    assert measures["knockout_ref_to_text_colour"]["value"] == 0.0
+    # The judge sees the style everywhere, so nothing is ever lost, and no picture is without it to begin with.
+    assert measures["edit_success_style"]["value"] == 1.0
+    assert measures["knockout_ref_to_text_style"]["value"] == 0.0
     assert measures["lens_style"]["value"] is None
     assert measures["t2i_concept_accuracy"]["reason"] == "nothing is known of what these instructions name"
+    assert not [name for name in measures if "colour" in name or "identity" in name]
+
+
+def test_colours_of_tasks_are_told_by_arithmetic(mediant: Mediant, folders: tuple[Path, Path], tmp_path: Path):
+    colour = ["--set", 'properties=["colour"]', "--out", tmp_path / "colour"]
+    tasks = written_tasks(tmp_path / "tasks")
+    called = mediant("run", "reference-binding", "--model", folders[0], "--tasks", tasks, *TINY, *colour)
+    assert called.code == 0, called.err
+    measures = json.loads((tmp_path / "colour" / "result.json").read_text(encoding="utf-8"))["measures"]
+    assert measures["edit_success_colour"]["n"] == 2
+    assert "Wilson" in measures["edit_success_colour"]["definition"]
 
 
 def written_tasks(folder: Path) -> Path:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import generators
+from mediant.core.errors import SpanError
 from mediant.core.span import Span
 from mediant.measures.picture_judge import shows_colour
 from mediant.studies.reference_binding import method, padding_dose, task
@@ -128,13 +129,16 @@ def test_instructions_grow_by_a_beginning_of_the_same_words_until_padding_is_spe
     assert texts[2].startswith(f"{SHORT}, {FILLER.split()[0]}")
 
 
-def test_words_and_filler_part_the_instruction(flux: ImageGenerator):
-    long = lengthened("the dog", 2)
-    batch = padding_dose._parted(flux, method.encoded(flux, [request("a", instruction=long)]), ["the dog"])
+@pytest.mark.parametrize("words", ["the dog", "e", "please"])
+def test_words_and_filler_part_the_instruction(flux: ImageGenerator, words: str):
+    long = lengthened(words, 2)
+    batch = padding_dose._parted(flux, method.encoded(flux, [request("a", instruction=long)]), [words])
     spans = batch.spans[0]
     assert (*spans["words"], *spans["filler"]) == spans["instruction"]
-    assert flux._decode([int(batch.ids[0, slot]) for slot in spans["words"]]).strip() == "the dog"
+    assert flux._decode([int(batch.ids[0, slot]) for slot in spans["words"]]).strip() == words
     assert flux._decode([int(batch.ids[0, slot]) for slot in spans["filler"]]) == ", please take"
+    with pytest.raises(SpanError, match="begins with"):
+        flux.slots_of(batch, ["another"])
 
 
 def test_swapping_all_parts_one_by_one_is_told_from_swapping_one(conditions: Conditions):

@@ -116,17 +116,16 @@ class ImageGenerator(OpenModel):
         real, start, stop = torch.ones_like(every, dtype=torch.bool), (0,) * rows, (every.shape[1],) * rows
         return Batch(every, real, tuple(spans), start, stop, tuple(instructions), inputs=inputs).to(self.device)
 
-    def slots_of(self, batch: Batch, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """The text slots of each row that hold a text; it has to be there once.
+    def slots_of(self, batch: Batch, beginnings: Sequence[str]) -> list[tuple[int, ...]]:
+        """The slots of each row that hold the words its instruction begins with.
 
         Raises:
-            SpanError: it is not there, or more than once.
+            SpanError: an instruction begins otherwise.
         """
         found = []
-        for text, ids, spans in zip(texts, batch.ids.tolist(), batch.spans, strict=True):
-            padding = set(spans["padding"])
-            real = [slot for slot in spans["text"] if slot not in padding]
-            found.append(joint_layout.slots_of(text, ids, real, self._decode))
+        for text, ids, spans in zip(beginnings, batch.ids.tolist(), batch.spans, strict=True):
+            asked = spans["instruction"]
+            found.append(joint_layout.beginning(text, [ids[slot] for slot in asked], asked, self._decode))
         return found
 
     def n_tokens(self, text: str) -> int:

@@ -72,3 +72,19 @@ def slots_of(text: str, ids: Sequence[int], real: Sequence[int], decode: Callabl
     return tuple(
         slot for slot, begin, end in zip(real, [0, *ends], ends, strict=False) if end > first and begin < first + len(wanted)
     )
+
+
+def beginning(text: str, ids: Sequence[int], slots: Sequence[int], decode: Callable[[Sequence[int]], str]) -> tuple[int, ...]:
+    """The first slots, as many as it takes to hold `text`, white space aside.
+
+    Raises:
+        SpanError: the tokens do not begin with it.
+    """
+    wanted = "".join(text.split())
+    for n in range(len(ids) + 1):
+        held = "".join(decode(ids[:n]).split())
+        if len(held) >= len(wanted):
+            break
+    if not held.startswith(wanted):
+        raise SpanError(f"the instruction begins with {decode(ids[:n])!r}, expected {text!r}")
+    return tuple(slots[:n])
