@@ -41,6 +41,8 @@ REQUESTS, BATCH = 30_000, 48
 # Weight of the latents' divergence from a standard normal: just enough to keep them from growing.
 KL = 2e-5
 TEXT_ONLY, EDITS = ("text",), ("colour", "style", "identity", "add", "remove")
+# Share of noise levels that are near the beginning of sampling.
+LATE = 0.25
 # How often a step draws from text alone, and how many of those instructions are empty.
 ALONE, EMPTY = 0.3, 0.15
 
@@ -137,7 +139,7 @@ class Drawing:
         else:
             references = [self.bank.references[rows].float()]
         noise = torch.randn(target.shape, generator=generator)
-        at = torch.sigmoid(torch.randn(BATCH, generator=generator))
+        at = _times(BATCH, generator)
         mixed = (1 - at[:, None, None]) * target + at[:, None, None] * noise
         closed = None
         if references and self.plan.ways:
@@ -183,6 +185,13 @@ class Drawing:
                 joint_attention_kwargs=None if closed is None else {"attention_mask": closed}, return_dict=False,
             )[0]  # fmt: skip
         return answer[:, : mixed.shape[1]]
+
+
+def _times(n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
+    """Shares of noise; some are near 1, where only the request says what to draw, the others spread over the middle."""
+    middle = torch.sigmoid(0.5 + torch.randn(n, generator=generator))
+    late = 1 - 0.1 * torch.rand(n, generator=generator)
+    return torch.where(torch.rand(n, generator=generator) < LATE, late, middle)
 
 
 def _places(moment: int) -> Int[Tensor, "token 4"]:

@@ -1,10 +1,10 @@
 """drawn-judge from nothing: what is in a picture, in which style, and is it the same individual?
 
-    mediant models train drawn-judge --out FOLDER       # a quarter of an hour on one thread; may be stopped at any time
+    mediant models train drawn-judge --out FOLDER       # half an hour on one thread; may be stopped at any time
 
-It learns on pictures of all combinations, since it is a measuring instrument and not under test. Half of them have been
-through drawn-flux's autoencoder, whose small faults it must not mistake for anything. Its errors are counted on pictures that
-were drawn afterwards.
+It learns on pictures of all combinations, since it is a measuring instrument and not under test. Most of them have been
+through drawn-flux's autoencoder, whose small faults it must not mistake for anything; references it sees as they are. Its errors
+are counted on pictures that were drawn afterwards.
 """
 
 import time
@@ -28,9 +28,9 @@ from mediant.tasks.requests import Request
 from mediant.training.loop import LoopConfig, train
 
 WORDS = {"kind": requests.KINDS, "place": ("nowhere", *PLACES), "style": STYLES, "colour": (*COLOURS, "brown")}
-LOOP = LoopConfig(steps=2_500, lr=2e-3, weight_decay=0.01, warmup=100, schedule="cosine", log_every=10, grad_clip=1.0)
+LOOP = LoopConfig(steps=5_000, lr=2e-3, weight_decay=0.01, warmup=100, schedule="cosine", log_every=10, grad_clip=1.0)
 PICTURES, INDIVIDUALS, BATCH, PAIRS = 10_000, 4_000, 48, 32
-TEMPERATURE, NOISE = 0.1, 0.08
+TEMPERATURE, NOISE, SHIFT = 0.1, 0.08, 4
 CHECKED = 400
 Through = Callable[[Pixels], Pixels]
 
@@ -97,20 +97,18 @@ class Looking:
 
     @cached_property
     def labelled(self) -> Labelled:
-        """Drawn once; every other picture has been through the autoencoder."""
+        """Drawn once; three of four have been through the autoencoder."""
         found = Labelled.of(drawn_requests(PICTURES, 0))
-        return replace(found, pixels=self._half_through(found.pixels))
+        clean = found.pixels[::4]
+        pixels = self.through(found.pixels)
+        pixels[::4] = clean
+        return replace(found, pixels=pixels)
 
     @cached_property
     def pairs(self) -> tuple[Pixels, Pixels]:
-        """Individuals drawn once, twice each."""
+        """Individuals drawn once, twice each; the second time they have been through the autoencoder."""
         one, two = individuals(INDIVIDUALS, 0)
-        return self._half_through(one), self._half_through(two)
-
-    def _half_through(self, pixels: Pixels) -> Pixels:
-        found = pixels.copy()
-        found[::2] = self.through(pixels[::2])
-        return found
+        return one, self.through(two)
 
     def loss(self, _: int, generator: torch.Generator) -> Tensor:
         """Cross entropies of all questions, and of telling each individual's other picture from those of the others."""
@@ -128,7 +126,9 @@ class Looking:
 
 
 def _blurred(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Some noise, and for some of them a blur."""
+    """Some pixels aside, with some noise, and for some of them a blur."""
+    right, down = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
+    images = images.roll((down, right), (2, 3))
     soft = nn.functional.avg_pool2d(images, 3, 1, 1)
     share = (torch.rand(len(images), 1, 1, 1, generator=generator) - 0.5).clamp(min=0) * 2
     noise = torch.randn(images.shape, generator=generator) * NOISE * torch.rand(len(images), 1, 1, 1, generator=generator)
@@ -136,8 +136,12 @@ def _blurred(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def with_errors(judge: PictureJudge, through: Through, seed: int = 1) -> PictureJudge:
-    """The judge with its threshold for individuals, and its errors on pictures it has never seen, all through the autoencoder."""
-    one, two = (through(side) for side in individuals(2 * CHECKED, seed))
+    """The judge with its threshold for individuals, and its errors on pictures it has never seen, all through the autoencoder.
+
+    Individuals are compared with a picture that has not been, as references have not.
+    """
+    one, two = individuals(2 * CHECKED, seed)
+    two = through(two)
     same, other = judge.alike(one, two), judge.alike(one, np.roll(two.reshape(-1, 2, *two.shape[1:]), 1, 1).reshape(two.shape))
     half = len(same) // 2
     cuts = np.unique(np.concatenate([same[:half], other[:half]]))
