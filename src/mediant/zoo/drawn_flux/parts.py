@@ -24,6 +24,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 LATENT_CHANNELS, SIDE = 32, 4
+# Hidden neurons per channel; as many as leave the whole subject under 16 MiB.
+MLP_RATIO = 2.875
 ENCODER_LAYERS, ENCODER_WIDTH = 3, 64
 
 
@@ -117,8 +119,9 @@ def transformer(geometry: Geometry) -> "Flux2Transformer2DModel":
 
     return Flux2Transformer2DModel(
         patch_size=1, in_channels=4 * LATENT_CHANNELS, num_layers=geometry.double, num_single_layers=geometry.single,
-        attention_head_dim=32, num_attention_heads=geometry.heads, joint_attention_dim=ENCODER_LAYERS * ENCODER_WIDTH,
-        timestep_guidance_channels=64, axes_dims_rope=(8, 8, 8, 8), rope_theta=100, guidance_embeds=False,
+        attention_head_dim=32, num_attention_heads=geometry.heads, mlp_ratio=MLP_RATIO,
+        joint_attention_dim=ENCODER_LAYERS * ENCODER_WIDTH, timestep_guidance_channels=64, axes_dims_rope=(8, 8, 8, 8),
+        rope_theta=100, guidance_embeds=False,
     )  # fmt: skip
 
 
