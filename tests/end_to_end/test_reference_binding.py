@@ -104,7 +104,9 @@ def test_tasks_in_the_published_format_are_judged_by_a_model_that_sees(
     given = ["--model", folders[0], "--tasks", written_tasks(tmp_path / "tasks"), *TINY]
     refused = ["--out", tmp_path / "no"]
     mediant("run", "reference-binding", *given, *refused).refuses("only colour can be told", "--endpoint")
-    mediant("run", "reference-binding", *given, *refused, "--set", "n=4").refuses("has 5 tasks of colour")
+    mediant("run", "reference-binding", *given, *refused, "--set", "n=4").refuses(
+        "there are 3 pairs of colour to test on, 4 are asked for"
+    )
     emoji = ["--model", folders[0], "--tasks", "emoji", *TINY, *refused]
     mediant("run", "reference-binding", *emoji).refuses("mediant data fetch emoji")
     style = ["--set", 'properties=["style"]', "--out", tmp_path / "style"]
@@ -133,11 +135,11 @@ def test_colours_of_tasks_are_told_by_arithmetic(mediant: Mediant, folders: tupl
 
 
 def written_tasks(folder: Path) -> Path:
-    """Five tasks of each property, which differ in the reference alone."""
+    """Six tasks of each property, which differ in the reference alone."""
     folder.mkdir()
     for file in ("solid_color", "style", "dreambench_humans"):
         lines = []
-        for i in range(5):
+        for i in range(6):
             Image.fromarray(generators.picture(len(file) + i)).save(folder / f"{file}{i}.png")
             task = {"task_id": f"{file}-{i}", "instruction": "it", "height": 64, "width": 64, "noise_seed": i}
             lines.append(json.dumps(task | {"edit_type": "customize", "real_ref_name": f"{file}{i}.png", "real_ref_dir": "."}))

@@ -1,11 +1,15 @@
 """Conditions of the reference-binding study, on a tiny random generator: each does what its limit case says."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import generators
 from mediant.core.errors import SpanError
@@ -171,3 +175,21 @@ def test_larger_drawings_are_the_same_drawings_and_judged_in_the_judges_size():
         assert np.abs(shrunk.astype(float) - one.target).mean() < np.abs(shrunk.astype(float) - small[0].target).mean() + 1e-9
     swatch = requests.generate("colour", 1, seed=4, size=256)[0]
     assert shows_colour(at_size(np.stack([swatch.target]))[0], [int(part) for part in swatch.factors["rgb"].split(",")])
+
+
+def test_tasks_to_choose_on_and_tasks_to_test_on_share_nothing(tmp_path: Path):
+    lines = []
+    for i in range(12):
+        Image.fromarray(generators.picture(i)).save(tmp_path / f"{i}.png")
+        one = {"task_id": f"t{i}", "instruction": "it" if i % 2 else "that", "height": 64, "width": 64, "noise_seed": i}
+        lines.append(json.dumps(one | {"source_image_path": f"{i}.png"}))
+    (tmp_path / "solid_color.jsonl").write_text("\n".join(lines))
+    data = task.load(Config(model="x", tasks=str(tmp_path), properties=("colour",), n=4, n_validation=2))
+
+    def names(singles: Sequence[Request], pairs: Sequence[RequestPair]) -> set[str]:
+        return {one.name for one in singles} | {one.name for pair in pairs for one in (pair.source, pair.base)}
+
+    test = names(data.test["colour"], data.pairs["colour"])
+    validation = names(data.validation["colour"], data.validation_pairs["colour"])
+    assert (len(data.pairs["colour"]), len(data.validation_pairs["colour"])) == (4, 2)
+    assert not test & validation

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from mediant.core.errors import TaskError
 from mediant.studies.reference_binding.config import Config
 from mediant.tasks import foreign, request_files
 from mediant.tasks.requests import Request, RequestPair
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,39 +65,32 @@ def _folder(name: str) -> Path:
 
 
 def _published(config: Config, folder: Path) -> Data:
-    """Tasks of a folder; the first are for tests, the next for validation, and neighbours with one instruction are pairs."""
+    """Tasks of a folder, the first share of each property's for tests; neighbours with one instruction are pairs."""
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise TaskError(f"{folder} has no task files (*.jsonl)")
     every = [request for file in files for request in request_files.read(file, size=config.size)]
-    parts: dict[str, list[Sequence[Any]]] = {}
+    test, validation = dict[str, Sequence[Request]](), dict[str, Sequence[Request]]()
     for name in config.properties:
         found = [each for each in every if each.bucket == name]
-        wanted = config.n + config.n_validation
-        for what, there in (("tasks", found), ("pairs of tasks with one instruction", paired(found))):
-            if len(there) < wanted:
-                raise TaskError(
-                    f"{folder} has {len(there)} {what} of {name}; --set n={config.n} and n_validation={config.n_validation} "
-                    f"need {wanted}"
-                )
-            parts.setdefault(what, []).append(there)
-    singles, pairs = (dict(zip(config.properties, each, strict=True)) for each in parts.values())
+        end = len(found) * config.n // (config.n + config.n_validation)
+        test[name], validation[name] = found[:end], found[end:]
     return Data(
         f"tasks of {folder.name}",
-        _first(singles, config),
-        _next(singles, config),
-        _first(pairs, config),
-        _next(pairs, config),
+        {name: _enough(each, config.n, f"tasks of {name} to test on") for name, each in test.items()},
+        {name: _enough(each, config.n_validation, f"tasks of {name} to choose on") for name, each in validation.items()},
+        {name: _enough(paired(each), config.n, f"pairs of {name} to test on") for name, each in test.items()},
+        {name: _enough(paired(each), config.n_validation, f"pairs of {name} to choose on") for name, each in validation.items()},
         [],
-    )
+    )  # fmt: skip
 
 
-def _first(parts: Mapping[str, Sequence[Any]], config: Config) -> dict[str, Sequence[Any]]:
-    return {name: each[: config.n] for name, each in parts.items()}
-
-
-def _next(parts: Mapping[str, Sequence[Any]], config: Config) -> dict[str, Sequence[Any]]:
-    return {name: each[config.n : config.n + config.n_validation] for name, each in parts.items()}
+def _enough(found: Sequence[Item], n: int, what: str) -> Sequence[Item]:
+    if len(found) < n:
+        raise TaskError(
+            f"there are {len(found)} {what}, {n} are asked for; --set a smaller n and n_validation, or give more tasks"
+        )
+    return found[:n]
 
 
 def paired(found: Sequence[Request]) -> list[RequestPair]:
