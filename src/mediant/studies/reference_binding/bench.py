@@ -10,7 +10,6 @@ import base64
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from mediant.studies.reference_binding.config import Config
 from mediant.studies.reference_binding.verdicts import Verdicts
 from mediant.subject.batch import Batch
 from mediant.subject.generator import ImageGenerator, Latents, Pixels
-from mediant.tasks.requests import Request
+from mediant.tasks.requests import Request, RequestPair
 
 Make = Callable[[Batch, Sequence[Request]], Latents]
 Before = Callable[[Batch, Sequence[Request]], list[list[Pixels]]]
@@ -62,18 +61,12 @@ class Bench:
         return self.conditions.subject
 
     def judge(
-        self, name: str, condition: str, requests: Sequence[Request], make: Make, judged_as: JudgedAs = None,
-        also: Mapping[str, JudgedAs] = MappingProxyType({}),
+        self, name: str, condition: str, requests: Sequence[Request], make: Make, judged_as: JudgedAs = None
     ) -> None:  # fmt: skip
-        """One verdict per request under a condition.
-
-        Args:
-            also: further verdicts on the same pictures, under names of their own.
-        """
-        every = {condition: judged_as, **also}
-        records = self._pictured(f"{name}/{condition}", name, requests, make, every, keep=self.config.n_shown)
-        for each in every:
-            self.rows.setdefault(name, {})[each] = _told(records, each)
+        """One verdict per request under a condition."""
+        told = {condition: judged_as}
+        records = self._pictured(f"{name}/{condition}", name, requests, make, told, keep=self.config.n_shown)
+        self.rows.setdefault(name, {})[condition] = _told(records, condition)
         pictures = [each for record in records for each in _unpacked(record["pictures"])]
         self.pictures.setdefault(name, {})[condition] = pictures[: self.config.n_shown]
 
@@ -98,7 +91,14 @@ class Bench:
 
     def shown(self, key: str, name: str, requests: Sequence[Request], make: Make, judged_as: JudgedAs = None) -> list[bool]:
         """One verdict per request, of which no picture is kept."""
-        return _told(self._pictured(f"{name}/{key}", name, requests, make, {key: judged_as}, keep=0), key)
+        return self.several(key, name, requests, make, {key: judged_as})[key]
+
+    def several(
+        self, key: str, name: str, requests: Sequence[Request], make: Make, judged_as: Mapping[str, JudgedAs]
+    ) -> dict[str, list[bool]]:
+        """Several verdicts on the same pictures, each under its name."""
+        records = self._pictured(f"{name}/{key}", name, requests, make, judged_as, keep=0)
+        return {told: _told(records, told) for told in judged_as}
 
     def drawn(self, requests: Sequence[Request]) -> tuple[list[Json], list[Pixels]]:
         """What is right in pictures without a reference, and the first pictures."""
@@ -133,6 +133,19 @@ class Bench:
             return {"shown": shown, "pictures": _packed(pixels[:keep])}
 
         return self.mapped(key, requests, compute)
+
+
+def based(pairs: Sequence[RequestPair]) -> tuple[list[Request], dict[str, Request]]:
+    """Bases of pairs, and by their names the sources."""
+    return [pair.base for pair in pairs], {pair.base.name: pair.source for pair in pairs}
+
+
+def untouched(bench: Bench, name: str, key: str, pairs: Sequence[RequestPair]) -> list[bool]:
+    """Whether a swap can be told in each pair: each run shows its own reference's property, and the base not the source's."""
+    bases, source = based(pairs)
+    told = bench.several(f"{key}, bases", name, bases, bench.conditions.sample, {"own": None, "source's": source})
+    sources = bench.shown(f"{key}, sources", name, list(source.values()), bench.conditions.sample)
+    return [a and b and not c for a, b, c in zip(told["own"], sources, told["source's"], strict=True)]
 
 
 def _told(records: Sequence[Json], condition: str) -> list[bool]:

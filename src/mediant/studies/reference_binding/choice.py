@@ -1,6 +1,6 @@
 """What validation requests choose: where the lens reads, after which block text is swapped, and the heads that carry a flow.
 
-chosen = Choice(bench, conditions, requests).made()
+chosen = Choice(bench, requests).made()
 chosen.reading["style"], chosen.layer["style"], chosen.heads["style"]["text"]
 """
 
@@ -15,7 +15,7 @@ from mediant.core.site import Site
 from mediant.runs.folder import Json
 from mediant.search.edge_knockout import KnockoutEffects
 from mediant.studies.reference_binding import method, task
-from mediant.studies.reference_binding.bench import Bench
+from mediant.studies.reference_binding.bench import Bench, based
 from mediant.studies.reference_binding.method import WAYS, Reading
 from mediant.tasks.requests import Request
 
@@ -78,8 +78,7 @@ class Choice:
 
     def _patchings(self, name: str) -> list[Json]:
         """Every block that text could be taken from, with the share of validation pairs in which the source's property moved."""
-        pairs = self.requests.validation_pairs[name]
-        bases, source = [pair.base for pair in pairs], {pair.base.name: pair.source for pair in pairs}
+        bases, source = based(self.requests.validation_pairs[name])
         return [
             {
                 "layer": layer,

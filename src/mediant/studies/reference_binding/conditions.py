@@ -5,12 +5,14 @@ bench.judge("colour", "no text", requests, partial(conditions.cut, [("reference"
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from mediant.core.site import Site
+from mediant.interventions.edits import Activation
 from mediant.studies.reference_binding import method
 from mediant.studies.reference_binding.config import Config
 from mediant.studies.reference_binding.method import Flow, Reading
@@ -18,12 +20,32 @@ from mediant.subject.batch import Batch
 from mediant.subject.generator import ImageGenerator, Latents, Pixels
 from mediant.tasks.requests import Request
 
+Made = TypeVar("Made")
+
 DROP_EARLY: list[Flow] = [("reference", "picture")]
 DROP_LATE: list[Flow] = [("reference", "picture"), ("picture", "reference"), ("reference", "text"), ("text", "reference")]
 
 
-# Encoded requests that are kept: every condition has the same ones.
+# Every condition has the same requests: what was made of the last few chunks of them is kept.
 _KEPT = 16
+
+
+class _Recent(Generic[Made]):
+    """What was made of the last few chunks of requests."""
+
+    def __init__(self) -> None:
+        # Requests are kept beside what was made, so that no other can have their ids.
+        self._found: OrderedDict[tuple[object, ...], tuple[list[Request], Made]] = OrderedDict()
+
+    def get(self, requests: Sequence[Request], make: Callable[[], Made], *also: Hashable) -> Made:
+        """What was made of these requests, now if not before; `also` tells apart several things made of the same."""
+        key = (*also, *(id(each) for each in requests))
+        if key not in self._found:
+            self._found[key] = list(requests), make()
+        self._found.move_to_end(key)
+        while len(self._found) > _KEPT:
+            self._found.popitem(last=False)
+        return self._found[key][1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +54,8 @@ class Conditions:
 
     subject: ImageGenerator
     config: Config
-    _encoded: OrderedDict[tuple[int, ...], tuple[list[Request], Batch]] = field(default_factory=OrderedDict)
+    _encoded: _Recent[Batch] = field(default_factory=_Recent)
+    _texts: _Recent[Activation] = field(default_factory=_Recent)
 
     @property
     def steps(self) -> int:
@@ -41,14 +64,13 @@ class Conditions:
 
     def encoded(self, chunk: Sequence[Request]) -> Batch:
         """Requests as the subject takes them; the last few are kept."""
-        # Requests are kept beside their batch, so that no other can have their ids.
-        key = tuple(id(each) for each in chunk)
-        if key not in self._encoded:
-            self._encoded[key] = list(chunk), method.encoded(self.subject, chunk)
-        self._encoded.move_to_end(key)
-        while len(self._encoded) > _KEPT:
-            self._encoded.popitem(last=False)
-        return self._encoded[key][1]
+        return self._encoded.get(chunk, lambda: method.encoded(self.subject, chunk))
+
+    def text_after(self, layer: int, chunk: Sequence[Request]) -> Activation:
+        """The text of requests' runs after a block, in every step; the last few are kept."""
+        return self._texts.get(
+            chunk, lambda: method.text_of(self.subject, self.encoded(chunk), layer, "text", steps=self.steps), layer
+        )
 
     def sample(self, batch: Batch, _: Sequence[Request] = ()) -> Latents:
         """Pictures as they are."""
@@ -62,9 +84,9 @@ class Conditions:
         """Flows cut in some blocks."""
         return method.knockout(self.subject, batch, flows, steps=self.steps, layers=layers)
 
-    def cut_random(self, draw: int, query: str, batch: Batch, _: Sequence[Request]) -> Latents:
-        """As many tokens of text and picture as the reference has, hidden in its place."""
-        keyed = method.random_keys(batch, self.config.seed + draw)
+    def cut_random(self, query: str, batch: Batch, _: Sequence[Request]) -> Latents:
+        """As many tokens of text and picture as the reference has, drawn for each request, hidden in its place."""
+        keyed = method.random_keys(batch, self.config.seed)
         return method.knockout(self.subject, keyed, [("random keys", query)], steps=self.steps)
 
     def strengthened(self, layers: Sequence[int], flow: Flow, beta: float, batch: Batch, _: Sequence[Request]) -> Latents:
@@ -91,8 +113,11 @@ class Conditions:
 
     def patched(self, layer: int, slots: str, source: Mapping[str, Request], batch: Batch, chunk: Sequence[Request]) -> Latents:
         """Pictures whose text comes from the run of each request's source."""
-        given = self.encoded([source[each.name] for each in chunk])
-        return method.patched(self.subject, given, batch, layer=layer, slots=slots, steps=self.steps)
+        sources = [source[each.name] for each in chunk]
+        return method.patched(
+            self.subject, self.encoded(sources), batch, layer=layer, slots=slots, steps=self.steps,
+            read=self.text_after(layer, sources),
+        )  # fmt: skip
 
     def with_own(self, batch: Batch, chunk: Sequence[Request]) -> list[list[Pixels]]:
         """Reference and untouched picture of each request."""

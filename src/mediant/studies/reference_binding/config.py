@@ -33,8 +33,13 @@ class Config(AskingConfig):
         None, ge=64, multiple_of=16,
         description="Side of pictures asked for, in pixels; default: 64 for drawn requests, otherwise what the tasks say.",
     )  # fmt: skip
-    n: int = Field(120, ge=2, description="Requests, and pairs of them, per property (320 to 450 in the paper).")
-    n_validation: int = Field(24, ge=2, description="Requests on which blocks, ways of the lens and heads are chosen.")
+    n: int = Field(200, ge=2, description="Requests, and pairs of them, tried per property (320 to 450 in the paper).")
+    n_kept: int = Field(
+        100, ge=1,
+        description="Of those tried, interventions are made on the first so many whose untouched picture shows its reference's "
+        "property.",
+    )  # fmt: skip
+    n_validation: int = Field(20, ge=2, description="Requests on which blocks, ways of the lens and heads are chosen.")
     n_text: int = Field(120, ge=2, description="Requests without a reference, for how well the subject draws at all.")
     steps: int = Field(4, ge=1, description="Steps from noise to picture (4 in the paper).")
     lens_steps: int = Field(1, ge=1, description="Steps of the run that the lens reads (1 in the paper).")
@@ -44,14 +49,19 @@ class Config(AskingConfig):
         "chat template.",
     )
     head_share: float = Field(0.15, gt=0, le=1, description="Share of heads that a head search may choose.")
-    draws: int = Field(3, ge=1, description="Draws of random heads and of random keys, as controls.")
+    draws: int = Field(3, ge=1, description="Draws of random heads, as controls.")
     window: int = Field(3, ge=1, description="Blocks that a window of the knockout curves is wide (3 in the paper).")
-    n_dose: int = Field(48, ge=1, description="Pairs whose instruction is lengthened (48 or 50 in the paper's repository).")
+    n_dose: int = Field(40, ge=1, description="Pairs whose instruction is lengthened (48 or 50 in the paper's repository).")
     dose: tuple[float, ...] = Field(
         (1.0, 0.67, 0.33, 0.0), description="Shares of its padding that an instruction is left, in the padding dose-response."
     )
     repair: tuple[float, ...] = Field(
         (1.0, 2.0, 4.0), min_length=1, description="What repair adds to logits, in nats (1, 2 and 4 in the paper's repository)."
     )
-    batch: int = Field(40, ge=1, description="Pictures made at a time.")
+    n_repair: int = Field(
+        30,
+        ge=1,
+        description="Of requests tried that failed, and of those that did not, how many are tried again with more attention.",
+    )
+    batch: int = Field(50, ge=1, description="Pictures made at a time.")
     n_shown: int = Field(6, ge=1, description="Requests per property whose pictures the page shows.")

@@ -19,12 +19,12 @@ from mediant.subject.generator import ImageGenerator
 from mediant.tasks.requests import Request
 
 SHOWN = {
-    "baseline": "untouched", "ref_to_text": "reference hidden from text", "ref_to_image": "reference hidden from picture",
+    "untouched": "untouched", "ref_to_text": "reference hidden from text", "ref_to_image": "reference hidden from picture",
     "nothing of it": "reference hidden from both", "lens text": "lens: its text in an empty run",
     "lens {padding}": "lens: its padding alone", "lens instruction": "lens: its instruction alone",
 }  # fmt: skip
 PAIRS = {
-    "base shows its own": "untouched", "patched text": "text of the other run", "patched {padding}": "padding of the other run",
+    "pair untouched": "untouched", "patched text": "text of the other run", "patched {padding}": "padding of the other run",
     "patched instruction": "instruction of the other run",
 }  # fmt: skip
 WHO = {"": "natural", "_planted": "planted"}
@@ -48,7 +48,7 @@ def page(result: Result, found: AllFindings, subject: ImageGenerator) -> Page:
     for tail, one in found.subjects.items():
         sections += [_flow(one, tail), *(_grid(found, one, name, tail) for name in names)]
         sections += [*(_pairs(found, one, name, tail) for name in names), _bars(m, tail), *_blocks(found, one, tail)]
-        sections += [_heads(one, m, tail), *_doses(one, m, tail), _repairs(one, tail), _drawing(found, one, m, tail)]
+        sections += [_heads(one, m, tail), *_doses(one, m, tail), *_repairs(one, tail), _drawing(found, one, m, tail)]
     return Page(f"{TITLE}: {subject.name}", lead, result, sections, headline)
 
 
@@ -96,10 +96,9 @@ def _flow(one: Findings, tail: str) -> Section:
     panels = []
     for name in one.rows:
         rows = one.rows[name]
-        had = [i for i, shown in enumerate(rows["baseline"]) if shown]
         keys = {flow: f"{flow[0]} to {flow[1]}" for flow in FLOWS}
         keys |= {("reference", "text"): "ref_to_text", ("reference", "picture"): "ref_to_image"}
-        lost = {flow: [not rows[key][i] for i in had] for flow, key in keys.items()}
+        lost = {flow: [not shown for shown in rows[key]] for flow, key in keys.items()}
         panels.append((name, {flow: float(np.mean(gone)) if gone else 0.0 for flow, gone in lost.items()}))
     text = (
         "Each arrow is attention from one group of tokens to another; the number is the share of pictures that lose the property "
@@ -109,27 +108,28 @@ def _flow(one: Findings, tail: str) -> Section:
 
 
 def _grid(found: AllFindings, one: Findings, name: str, tail: str) -> Section:
-    requests, n = found.data.requests.test[name], found.config.n_shown
+    requests, n = one.kept[name], found.config.n_shown
     rows: list[tuple[str, Sequence[Framed]]] = [("reference", [Framed(r.references[0], r.instruction) for r in requests[:n]])]
     for condition, label in SHOWN.items():
         key = condition.format(padding=found.config.padding)
         rows.append((label, _framed(requests, one.pictures[name][key], one.rows[name][key])))
     text = (
-        f"The first {n} requests. A green frame says that the judge sees the {name} of the reference above, a red one that it "
-        f"does not. The lens reads {one.chosen.reading[name].label}, chosen on other requests."
+        f"The first {n} of the requests whose untouched picture shows the {name}. A green frame says that the judge sees the "
+        f"{name} of the reference above, a red one that it does not. The lens reads {one.chosen.reading[name].label}, chosen on "
+        "other requests."
     )
     return Section(f"{name.capitalize()}, {WHO[tail]} subject", text, grid=Grid(rows))
 
 
 def _pairs(found: AllFindings, one: Findings, name: str, tail: str) -> Section:
-    pairs, n = found.data.requests.pairs[name], found.config.n_shown
+    pairs, n = one.pairs[name], found.config.n_shown
     rows: list[tuple[str, Sequence[Framed]]] = [
         ("reference of the other run", [Framed(p.source.references[0], p.source.instruction) for p in pairs[:n]]),
         ("reference of this run", [Framed(p.base.references[0], p.base.instruction) for p in pairs[:n]]),
     ]
     for condition, label in PAIRS.items():
         key = condition.format(padding=found.config.padding)
-        right = None if "own" in key else one.rows[name][key]
+        right = None if key == "pair untouched" else one.rows[name][key]
         rows.append((label, _framed([p.base for p in pairs], one.pictures[name][key], right)))
     text = (
         f"One instruction, two references. The text of the first run, after block {one.chosen.layer[name]} and in every step, is "
@@ -243,8 +243,10 @@ def _doses(one: Findings, m: Mapping[str, Measure], tail: str) -> list[Section]:
     return sections
 
 
-def _repairs(one: Findings, tail: str) -> Section:
+def _repairs(one: Findings, tail: str) -> list[Section]:
     """Failed requests with attention strengthened along one flow."""
+    if not one.repairs:
+        return []
     rows = []
     for name, repairs in one.repairs.items():
         for each in repairs:
@@ -256,7 +258,7 @@ def _repairs(one: Findings, tail: str) -> Section:
         "validation requests chose; the same for random tokens; and how many of the requests that had the property keep it."
     )
     header = ["", "flow", "blocks", "added", "repaired", "at random", "kept"]
-    return Section(f"Strengthened instead of cut: {WHO[tail]} subject", text, table=Table(header, rows))
+    return [Section(f"Strengthened instead of cut: {WHO[tail]} subject", text, table=Table(header, rows))]
 
 
 def _drawing(found: AllFindings, one: Findings, m: Mapping[str, Measure], tail: str) -> Section:

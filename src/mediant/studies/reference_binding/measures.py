@@ -1,8 +1,8 @@
 """From verdicts to measures with intervals: what each number means is said here.
 
-A property counts as lost, or moved, only where it was there to lose: requests are left out whose picture did not show it to
-begin with, and pairs whose own picture shows the other's property anyway. Rates have the judge's known errors taken out, and
-their intervals (Wilson's for the items) are widened by what is not known of those errors.
+A property counts as lost, found or moved only where it was there: interventions are made on requests whose picture showed it to
+begin with, and on pairs whose own picture does not show the other's property anyway. Rates have the judge's known errors taken
+out, and their intervals (Wilson's for the items) are widened by what is not known of those errors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,13 +44,13 @@ def of_subject(config: Config, verdicts: Verdicts, found: "Findings", tail: str)
     for name in config.properties:
         rows, errors = found.rows[name], verdicts.errors(name)
         measures[f"edit_success_{name}"] = _rate(
-            rows["baseline"], errors, f"share of pictures that show their reference's {name}"
+            found.tried[name], errors, f"share of pictures that show their reference's {name}"
         )
         measures |= _lens(name, config, rows, errors)
-        measures |= _knockouts(name, config, rows, errors)
+        measures |= _knockouts(name, rows, errors)
         measures |= _patching(name, config, rows, errors)
         measures |= _heads(name, config, rows, errors, len(found.chosen.heads[name]["text"]))
-        measures |= _repairs(name, found.repairs[name])
+        measures |= _repairs(name, found.repairs.get(name, ()))
         measures |= _doses(name, config, found.doses.get(name, ()), errors)
         measures |= _asked(name, config, found.answers.get(name, {}))
     return {f"{name}{tail}": measure for name, measure in measures.items()}
@@ -92,22 +92,21 @@ def _lens(name: str, config: Config, rows: Rows, errors: Errors | None) -> dict[
     return found
 
 
-def _knockouts(name: str, config: Config, rows: Rows, errors: Errors | None) -> dict[str, Measure]:
-    had = [i for i, shown in enumerate(rows["baseline"]) if shown]
+def _knockouts(name: str, rows: Rows, errors: Errors | None) -> dict[str, Measure]:
     found = {}
     for end, words in (("text", "text"), ("text_padding", "padding"), ("text_content", "instruction"), ("image", "picture")):
         head, _, part = end.partition("_")
         key = f"knockout_ref_to_{head}_{name}" + (f"_{part}" if part else "")
         control = f"knockout_ref_to_{head}_{name}_random"
         what = f"share of pictures that lose their reference's {name} when its tokens are hidden from the {words} in all blocks"
-        found[key] = _lost(_at(rows[f"ref_to_{end}"], had), errors, what, control=control)
+        found[key] = _lost(rows[f"ref_to_{end}"], errors, what, control=control)
     for query, end in ENDS.items():
-        found[f"knockout_ref_to_{end}_{name}_random"] = _lost_over_draws(
-            [_at(rows[f"random keys to {query} {draw}"], had) for draw in range(config.draws)], errors,
-            f"control: the same, with as many random tokens of text and picture hidden from the {query} instead",
+        found[f"knockout_ref_to_{end}_{name}_random"] = _lost(
+            rows[f"random keys to {query}"], errors,
+            f"control: the same, with as many tokens of text and picture, drawn anew, hidden from the {query} instead",
         )  # fmt: skip
     found[f"knockout_all_{name}"] = _lost(
-        _at(rows["nothing of it"], had),
+        rows["nothing of it"],
         errors,
         f"share that lose their {name} when nothing sees the reference: the most there is to lose",
     )
@@ -115,23 +114,14 @@ def _knockouts(name: str, config: Config, rows: Rows, errors: Errors | None) -> 
 
 
 def _patching(name: str, config: Config, rows: Rows, errors: Errors | None) -> dict[str, Measure]:
-    kept = [
-        i
-        for i, (own, others, source) in enumerate(
-            zip(rows["base shows its own"], rows["base shows source's"], rows["source shows its own"], strict=True)
-        )
-        if own and source and not others
-    ]
     what = f"share of pairs in which a picture takes on the {name} of another run's reference with that run's {{}}, in every step"
     slots = {"": ("text", "text"), "_padding": (config.padding, "padding"), "_content": ("instruction", "instruction's slots")}
     found = {
-        f"patching_{name}{tail}": _rate(
-            _at(rows[f"patched {slot}"], kept), errors, what.format(words), control=f"patching_{name}_random"
-        )
+        f"patching_{name}{tail}": _rate(rows[f"patched {slot}"], errors, what.format(words), control=f"patching_{name}_random")
         for tail, (slot, words) in slots.items()
     }
     found[f"patching_{name}_random"] = _rate(
-        _at(rows["patched stranger"], kept),
+        rows["patched stranger"],
         errors,
         f"control: the same with the text of a third run, judged by the second's {name}",
     )
@@ -139,14 +129,13 @@ def _patching(name: str, config: Config, rows: Rows, errors: Errors | None) -> d
 
 
 def _heads(name: str, config: Config, rows: Rows, errors: Errors | None, k: int) -> dict[str, Measure]:
-    had = [i for i, shown in enumerate(rows["baseline"]) if shown]
     found = {}
     for query, end in ENDS.items():
         key = f"heads_ref_to_{end}_{name}"
         what = f"share that lose their {name} when the reference is hidden from the {query} in the {k} heads found to carry it"
-        found[key] = _lost(_at(rows[f"heads to {query}"], had), errors, what, control=f"{key}_random")
+        found[key] = _lost(rows[f"heads to {query}"], errors, what, control=f"{key}_random")
         found[f"{key}_random"] = _lost_over_draws(
-            [_at(rows[f"random heads to {query} {draw}"], had) for draw in range(config.draws)], errors,
+            [rows[f"random heads to {query} {draw}"] for draw in range(config.draws)], errors,
             "control: the same in as many random heads of the same blocks",
         )  # fmt: skip
     return found
@@ -158,7 +147,7 @@ def _doses(name: str, config: Config, doses: Sequence[Dose], errors: Errors | No
     what = {"text": "text", config.padding: "padding", WORDS: "instruction's own words", FILLER: "words that say nothing"}
     return {
         f"dose_{name}_{round(100 * dose.share)}{tails[slots]}": _rate(
-            _at(moved, dose.kept), errors,
+            moved, errors,
             f"share of pairs whose picture takes on the {name} of another run's reference with that run's {what[slots]}, when "
             f"the instruction leaves {dose.padding:.1f} slots of padding ({dose.share:.0%} of a plain one's)",
         )

@@ -120,19 +120,27 @@ def lens(
         return subject.sample(empty, steps=lens_steps if reading.way == "diagonal" else steps)
 
 
-def patched(subject: ImageGenerator, source: Batch, base: Batch, *, layer: int, slots: str, steps: int) -> Latents:
-    """Pictures of `base` whose text, after a block and in every step, is that of `source`."""
-    read = text_of(subject, source, layer, slots, steps=steps)
-    with edit(subject, _step_by_step(read, Site("resid_post", layer), Span(slots))):
+def patched(
+    subject: ImageGenerator, source: Batch, base: Batch, *, layer: int, slots: str, steps: int, read: Activation | None = None
+) -> Latents:  # fmt: skip
+    """Pictures of `base` whose text, after a block and in every step, is that of `source`.
+
+    Args:
+        slots: which of the text: a span of both.
+        read: all of the source's text after the block, where it has been captured before.
+    """
+    read = text_of(subject, source, layer, "text", steps=steps) if read is None else read
+    with edit(subject, _step_by_step(read, source, Site("resid_post", layer), Span(slots))):
         return subject.sample(base, steps=steps)
 
 
-def _step_by_step(read: Activation, site: Site, span: Span) -> list[Edit]:
+def _step_by_step(read: Activation, source: Batch, site: Site, span: Span) -> list[Edit]:
     calls = [0] if read.calls is None else sorted(set(read.calls.tolist()))
     found = []
     for call in calls:
         step, guidance = divmod(call, 2)
-        found.append(replace(edits.swap_at(site, span, read.at_step(step, guidance=guidance)), steps=(step,), guidance=guidance))
+        wanted = read.at_step(step, guidance=guidance).select(*source.locate(span))
+        found.append(replace(edits.swap_at(site, span, wanted), steps=(step,), guidance=guidance))
     return found
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mediant.runs.folder import Json
 from mediant.studies.reference_binding import method
-from mediant.studies.reference_binding.bench import Bench
+from mediant.studies.reference_binding.bench import Bench, based, untouched
 from mediant.studies.reference_binding.conditions import Conditions
 from mediant.subject.batch import Batch
 from mediant.subject.generator import ImageGenerator, Latents
@@ -33,25 +33,25 @@ class Dose:
     Attributes:
         share: of the padding of the plain instruction, how much was to be left.
         padding: slots of padding there were, on average.
-        moved: which slots were swapped -> for every pair whether the picture has taken on the other reference's property.
-        kept: pairs in which that can be told: each run shows its own property and the base not the source's.
+        moved: which slots were swapped -> whether the picture has taken on the other reference's property, for every pair in
+            which that can be told.
     """
 
     share: float
     padding: float
     moved: Mapping[str, Sequence[bool]]
-    kept: Sequence[int]
 
 
 def measured(bench: Bench, name: str, pairs: Sequence[RequestPair], layer: int) -> list[Dose]:
     """Swaps at every dose of padding, for the first pairs; text is taken after a block."""
-    return [_at(bench, name, pairs[: bench.config.n_dose], layer, share) for share in bench.config.dose]
+    chosen = pairs[: bench.config.n_dose]
+    return [_at(bench, name, chosen, layer, share) for share in bench.config.dose] if chosen else []
 
 
 def _at(bench: Bench, name: str, pairs: Sequence[RequestPair], layer: int, share: float) -> Dose:
     conditions, label = bench.conditions, f"{share:.0%} padding"
     given = longer(bench.subject, pairs, share)
-    bases, source = [pair.base for pair in given], {pair.base.name: pair.source for pair in given}
+    bases, _ = based(given)
     plain = {long.base.name: short.base.instruction for long, short in zip(given, pairs, strict=True)}
 
     def counted(chunk: Sequence[Request]) -> Json:
@@ -60,15 +60,13 @@ def _at(bench: Bench, name: str, pairs: Sequence[RequestPair], layer: int, share
     padding = [n for record in bench.mapped(f"{name}/{label}", bases, counted) for n in record["padding"]]
     slots = ["text", *([bench.config.padding] if bench.config.padding == "beside" or min(padding) else []), WORDS]
     slots += [FILLER] if all(len(plain[each.name]) < len(each.instruction) for each in bases) else []
-    own = bench.shown(f"{label}, own", name, bases, conditions.sample)
-    others = bench.shown(f"{label}, other's", name, bases, conditions.sample, source)
-    sources = bench.shown(f"{label}, source", name, [pair.source for pair in given], conditions.sample)
+    good = untouched(bench, name, label, given)
+    kept, among = based([pair for pair, one in zip(given, good, strict=True) if one])
     moved = {
-        which: bench.shown(f"{label}, {which}", name, bases, partial(_swapped, conditions, layer, which, source, plain), source)
+        which: bench.shown(f"{label}, {which}", name, kept, partial(_swapped, conditions, layer, which, among, plain), among)
         for which in slots
     }
-    kept = [i for i in range(len(bases)) if own[i] and sources[i] and not others[i]]
-    return Dose(share, float(np.mean(padding)), moved, kept)
+    return Dose(share, float(np.mean(padding)), moved)
 
 
 def longer(subject: ImageGenerator, pairs: Sequence[RequestPair], share: float) -> list[RequestPair]:
@@ -90,11 +88,11 @@ def _swapped(
     chunk: Sequence[Request],
 ) -> Latents:  # fmt: skip
     """Pictures with some slots of the source's text, which may be the words of the plain instruction or those behind them."""
-    given = conditions.encoded([source[each.name] for each in chunk])
-    told = [plain[each.name] for each in chunk]
+    sources, told = [source[each.name] for each in chunk], [plain[each.name] for each in chunk]
     return method.patched(
-        conditions.subject, _parted(conditions.subject, given, told), _parted(conditions.subject, batch, told), layer=layer,
-        slots=slots, steps=conditions.steps,
+        conditions.subject, _parted(conditions.subject, conditions.encoded(sources), told),
+        _parted(conditions.subject, batch, told), layer=layer, slots=slots, steps=conditions.steps,
+        read=conditions.text_after(layer, sources),
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Repair by amplification: where a plain edit fails, does strengthening attention along one flow bring the property in?
 
-    for repair in measured(bench, "colour", requests):
+    for repair in measured(bench, "colour", requests, tried):
         repair.flow, repair.beta, repair.shown, repair.kept
 
 What is added to the logits of the flow's edges is a number of nats, in a window of blocks that validation requests chose.
@@ -37,12 +37,12 @@ class Repair:
     kept: Sequence[bool]
 
 
-def measured(bench: Bench, name: str, requests: task.Data) -> list[Repair]:
-    """Every direction at every strength; needs the verdicts on untouched pictures."""
-    conditions = bench.conditions
-    test, had = requests.test[name], bench.rows[name]["baseline"]
-    failed = [each for each, shown in zip(test, had, strict=True) if not shown]
-    fine = [each for each, shown in zip(test, had, strict=True) if shown]
+def measured(bench: Bench, name: str, requests: task.Data, untouched: Sequence[bool]) -> list[Repair]:
+    """Every direction at every strength, given whether untouched pictures show the property."""
+    conditions, n = bench.conditions, bench.config.n_repair
+    test = requests.test[name]
+    failed = [each for each, shown in zip(test, untouched, strict=True) if not shown][:n]
+    fine = [each for each, shown in zip(test, untouched, strict=True) if shown][:n]
     found = []
     for flow in DIRECTIONS:
         layers = _window(bench, name, requests, flow)

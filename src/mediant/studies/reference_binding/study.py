@@ -99,7 +99,7 @@ def run(
     found = {
         tail: Experiment(
             Bench(Conditions(each, config), data.verdicts, folder, engine, tail.strip("_") or "natural", data.questions),
-            data.requests,
+            data.requests, extended=not tail,
         ).run()
         for tail, each in who.items()
     }  # fmt: skip
