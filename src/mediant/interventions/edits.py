@@ -112,6 +112,7 @@ class Edit:
         value: what the kind needs: new values (swap: one per token; set: one for all), a vector (add,
             project_out), a number (scale), a standard deviation (noise).
         features, index: work in this basis, on these features only; None means the site's own coordinates.
+        gate: feature by feature, the share of the change that is written, (k,) from 0 to 1; None means all of it.
         rows: batch rows it applies to; None means all.
         steps: generated tokens, or steps of making a picture, that it applies to, from 0; None means all that its span covers.
         guidance: the pass of a picture's step it applies to: 0 with the instruction, 1 without; None means both.
@@ -129,6 +130,7 @@ class Edit:
     seed: int = 0
     places: tuple[Int[Tensor, " n"], Int[Tensor, " n"]] | None = None
     guidance: int | None = None
+    gate: Float[Tensor, " k"] | None = None
 
     @property
     def label(self) -> str:
@@ -146,23 +148,32 @@ class Edit:
         Raises:
             EditError: the value does not fit the site.
         """
-        if self.features is None and self.index is None:
+        if self.features is None and self.index is None and self.gate is None:
             return self._operate(old, targets)
         if self.features is None:
-            new = old.clone()
-            keep = self._checked_index(old.shape[-1])
-            new[..., keep] = self._operate(old, targets)[..., keep]
-            return new
+            return self._only(old, self._operate(old, targets))
         try:
             f = self.features.encode(old)
         except RuntimeError as error:
             raise EditError(f"{self.label}: the features do not fit values of shape {tuple(old.shape[1:])}: {error}") from error
         swapped = self.kind == "swap"
         target = self.features.encode(self._swapped(old, targets)) if swapped else self._operate(f, targets)
-        keep = self._checked_index(self.features.n_features)
-        f_new = f.clone()
-        f_new[..., keep] = target[..., keep]
-        return old + (self.features.decode(f_new) - self.features.decode(f))
+        return old + (self.features.decode(self._only(f, target)) - self.features.decode(f))
+
+    def _only(self, old: Tensor, wanted: Tensor) -> Tensor:
+        """`wanted` in the features this edit is about, each as far as its gate is open, and `old` in all others."""
+        keep, new = self._checked_index(old.shape[-1]), old.clone()
+        change = wanted
+        if self.gate is not None:
+            if self.gate.shape != old.shape[-1:]:
+                raise EditError(
+                    f"{self.label}: expected a gate for each of {old.shape[-1]} features, got {tuple(self.gate.shape)}"
+                )
+            change = old + self.gate.to(old) * (wanted - old)
+        if self.index is None:
+            return change
+        new[..., keep] = change[..., keep]
+        return new
 
     def _checked_index(self, size: int) -> list[int]:
         keep = list(range(size)) if self.index is None else list(self.index)

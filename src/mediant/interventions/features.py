@@ -52,7 +52,8 @@ class Rotation:
     basis: Float[Tensor, "d k"]
 
     def __post_init__(self) -> None:
-        gram = self.basis.mT @ self.basis
+        basis = self.basis.detach()
+        gram = basis.mT @ basis
         error = float((gram - torch.eye(gram.shape[0], device=gram.device, dtype=gram.dtype)).abs().max())
         if error > 1e-4:
             raise EditError(f"a rotation needs orthonormal columns; basis^T basis differs from the identity by {error:.2g}")

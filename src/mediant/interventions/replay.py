@@ -11,7 +11,7 @@ costs (L - l) / L x (T - p) / T of a forward, and equals the full forward to rou
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ class Recording:
 
     subject: Subject
     batch: Batch
-    hidden: list[Float[Tensor, "batch pos d_model"]]
+    hidden: list[Float[Tensor, "batch _ d_model"]]
     calls: list[dict[str, Any]]
     keys: list[Tensor]
     values: list[Tensor]
@@ -66,6 +66,15 @@ class Recording:
                 f"{len(self.subject.in_force)} other(s), which the parts that are not computed again would not know; "
                 "record inside the same contexts"
             )
+
+    def above(self, site: Site) -> "Recording":
+        """The same without what replays of edits at `site` never need: the layers below."""
+        first = _first_layer(self.subject, site)
+
+        def kept(tensors: list[Tensor], dim: int) -> list[Tensor]:
+            return [each.narrow(dim, 0, 0).clone() if layer < first else each for layer, each in enumerate(tensors)]
+
+        return replace(self, hidden=kept(self.hidden, 1), keys=kept(self.keys, 2), values=kept(self.values, 2))
 
     def input_of(self, layer: int, column: int, times: int) -> Tensor:
         """Hidden states entering a layer from `column` on, stacked `times` over."""
