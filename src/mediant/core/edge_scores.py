@@ -34,6 +34,7 @@ class EdgeScores:
         draws: the same tables for bootstrap resamples of the items: (within, crossing) each.
         n: items.
         method, metric: how the scores came about.
+        per_port: scores are shares of what a port reads, so they say nothing across ports.
     """
 
     graph: CircuitGraph
@@ -44,6 +45,7 @@ class EdgeScores:
     draws: list["EdgeScores"] = field(default_factory=list)
     method: str = ""
     metric: str = "logit_diff"
+    per_port: bool = False
 
     def __post_init__(self) -> None:
         expected = (len(self.spans), self.graph.n_targets, self.graph.n_sources)
@@ -55,7 +57,8 @@ class EdgeScores:
     def summed(self) -> "EdgeScores":
         """Scores over all positions: what a search without positions sees."""
         within = self.within.sum(0, keepdims=True)
-        return EdgeScores(self.graph, ("all",), within, None, self.n, [d.summed() for d in self.draws], self.method, self.metric)
+        draws = [d.summed() for d in self.draws]
+        return EdgeScores(self.graph, ("all",), within, None, self.n, draws, self.method, self.metric, self.per_port)
 
     def top(self, k: int, *, span: int | None = None) -> list[Scored]:
         """The `k` edges of largest |score| within positions, over all spans or in one.
@@ -86,7 +89,7 @@ class EdgeScores:
 
         about = {
             "n_layers": self.graph.n_layers, "n_heads": self.graph.n_heads, "parallel": self.graph.parallel,
-            "spans": self.spans, "n": self.n, "method": self.method, "metric": self.metric,
+            "spans": self.spans, "n": self.n, "method": self.method, "metric": self.metric, "per_port": self.per_port,
         }  # fmt: skip
         tables = {}
         for i, one in enumerate([self, *(self.draws if with_draws else [])]):
@@ -113,7 +116,7 @@ class EdgeScores:
                 about = json.loads((file.metadata() or {})["edge_scores"])
                 tables = {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}  # noqa: SIM118 - not a mapping
             graph = CircuitGraph(about["n_layers"], about["n_heads"], about["parallel"])
-            found, how = [], (about["method"], about["metric"])
+            found, how = [], (about["method"], about["metric"], about.get("per_port", False))
             for i in range(sum(name.startswith("within") for name in tables)):
                 within = np.zeros((len(about["spans"]), graph.n_targets, graph.n_sources))
                 within[:, graph.exists] = tables[f"within.{i}"]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from mediant.core.circuit import Circuit, SpanSizes
 from mediant.core.edge_scores import EdgeScores
-from mediant.core.errors import OutOfRange, unknown
+from mediant.core.errors import OutOfRange, TaskError, unknown
 
 RULES = ("absolute", "most_negative")
 STARTS = ("logits", "embeddings")
@@ -114,7 +114,13 @@ def greedy(
 
 
 def strongest(scores: EdgeScores, *, rule: str = "absolute", joined: bool = False, sizes: SpanSizes | None = None) -> EdgeOrder:
-    """All edges by score alone; a prefix is a circuit after pruning, which may leave much less of it."""
+    """All edges by score alone; a prefix is a circuit after pruning, which may leave much less of it.
+
+    Raises:
+        TaskError: scores that cannot be compared between ports.
+    """
+    if scores.per_port:
+        raise TaskError(f"{scores.method} are shares within each port, which no order over all edges compares; use greedy()")
     growth = _Growth(scores, rule, joined, sizes)
     found, values = [], []
     for node in growth.nodes():
