@@ -257,7 +257,7 @@ def test_accuracy_weighs_both_classes_the_same():
     lm, site = builders.subject(), Site("resid_post", 0)
     positives, negatives, split = named(["Mary"], 60, seed=0), named(["John"], 12, seed=1), (0.5, 0.0, 0.5)
     found = mean_difference(lm, positives, negatives, site, "last", split=split)
-    test = directions._items(lm, positives, negatives, "last", "", split, None, 0).test
+    test = directions.labelled(lm, positives, negatives, "last", "", split, None, 0).test
     called = activations_of(lm, [*positives, *negatives], [site])[site] @ found.direction.vector > found.threshold
     shares = called[test[test < 60]].mean(), (~called[test[test >= 60]]).mean()
     assert len(test) == found.accuracy.n == 36
@@ -309,7 +309,7 @@ def test_groups_stay_on_one_side_of_the_split():
     assert grouped.accuracy.n == 20
     assert grouped.direction.meta["n_fit"] == "60"
     for seed in range(5):
-        items = directions._items(lm, positives, negatives, "name", "", directions.SPLIT, groups, seed)
+        items = directions.labelled(lm, positives, negatives, "name", "", directions.SPLIT, groups, seed)
         parts = [{groups[i] for i in part} for part in (items.fit, items.validation, items.test)]
         assert [len(part) for part in parts] == [4, 2, 2]
         assert len(set.union(*parts)) == 8
@@ -378,7 +378,7 @@ def test_test_items_have_no_say_in_the_choice(monkeypatch):
     lm = builders.subject()
     positives, negatives = named(["Mary", "Anna"], 40, seed=0), named(["John", "Tom"], 40, seed=1)
     honest = sweep_layers(lm, positives, negatives)
-    test_items = directions._items(lm, positives, negatives, "last", "", directions.SPLIT, None, 0).test
+    test_items = directions.labelled(lm, positives, negatives, "last", "", directions.SPLIT, None, 0).test
     true = directions.activations_of
 
     def spoiled(*args, **kwargs):

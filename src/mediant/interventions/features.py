@@ -54,7 +54,9 @@ class Rotation:
     def __post_init__(self) -> None:
         basis = self.basis.detach()
         gram = basis.mT @ basis
-        error = float((gram - torch.eye(gram.shape[0], device=gram.device, dtype=gram.dtype)).abs().max())
+        # A subspace may be empty: then an edit of its features changes nothing.
+        off = (gram - torch.eye(gram.shape[0], device=gram.device, dtype=gram.dtype)).abs()
+        error = float(off.max()) if off.numel() else 0.0
         if error > 1e-4:
             raise EditError(f"a rotation needs orthonormal columns; basis^T basis differs from the identity by {error:.2g}")
 

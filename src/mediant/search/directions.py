@@ -27,7 +27,7 @@ from mediant.core.span import Span
 from mediant.interventions.edits import Activation
 from mediant.interventions.execute import run
 from mediant.measures.intervals import Array, Estimate, estimate_ratio, mean_over_draws
-from mediant.search.linear_rules import Fit, Mask, balance, between_means, fit_logistic, fit_mean_difference
+from mediant.search.linear_rules import Fit, Mask, balance, between_means, fit_logistic, fit_mean_difference, fit_sparse
 from mediant.subject import Subject
 
 Prompts = Sequence[Prompt | str]
@@ -39,6 +39,7 @@ CONTROL_DRAWS = 20
 METHODS: dict[str, tuple[str, Fit]] = {
     "mean_difference": ("mean difference", fit_mean_difference),
     "linear_probe": ("logistic regression, l2 = 1", fit_logistic),
+    "sparse_probe": ("logistic regression, l1 = 1", fit_sparse),
 }
 
 
@@ -151,7 +152,7 @@ def mean_difference(
     Raises:
         TaskError: too few items, a prompt given twice, or classes that do not differ at this site.
     """
-    items = _items(subject, positives, negatives, span, name, split, groups, seed)
+    items = labelled(subject, positives, negatives, span, name, split, groups, seed)
     x = items.activations([site])[site]
     return _found(items, x, site, "mean difference", fit_mean_difference)
 
@@ -174,7 +175,7 @@ def linear_probe(
     Args:
         l2: strength of the penalty on the weights of standardised features (see `fit_logistic`).
     """
-    items = _items(subject, positives, negatives, span, name, split, groups, seed)
+    items = labelled(subject, positives, negatives, span, name, split, groups, seed)
     x = items.activations([site])[site]
     return _found(items, x, site, f"logistic regression, l2 = {l2:g}", partial(fit_logistic, l2=l2))
 
@@ -198,13 +199,13 @@ def sweep_layers(
         sites: default: the residual stream after every layer. Of equally good sites the first is chosen.
 
     Raises:
-        UnknownName: a method other than these two.
+        UnknownName: a method other than these.
         TaskError: as for `mean_difference`.
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     places = [Site("resid_post", layer) for layer in range(subject.shape.n_layers)] if sites is None else list(sites)
-    items = _items(subject, positives, negatives, span, name, split, groups, seed)
+    items = labelled(subject, positives, negatives, span, name, split, groups, seed)
     if not places or not len(items.validation):
         raise TaskError(
             f"a layer is chosen on validation items: expected sites and a second share above 0, got {len(places)} and {split}"
@@ -218,7 +219,7 @@ def sweep_layers(
 
 
 @dataclass(frozen=True, eq=False)
-class _Items:
+class Labelled:
     """Labelled prompts, where to read them, and which of them fit, choose and test."""
 
     subject: Subject
@@ -257,7 +258,7 @@ class _Items:
         return Estimate(found.value, (found.ci95[0], min(found.ci95[1], 1.0)), found.n)
 
 
-def _items(
+def labelled(
     subject: Subject,
     positives: Prompts,
     negatives: Prompts,
@@ -266,7 +267,12 @@ def _items(
     split: tuple[float, float, float],
     groups: Sequence[str] | None,
     seed: int,
-) -> _Items:
+) -> Labelled:
+    """Prompts of two classes, dealt out to fit, to choose and to test.
+
+    Raises:
+        TaskError: a prompt given twice, shares that do not add up, or a part without one of the classes.
+    """
     prompts, y = [*positives, *negatives], np.arange(len(positives) + len(negatives)) < len(positives)
     _refuse_twice(prompts, Span.of(span))
     if min(split) < 0 or not np.isclose(sum(split), 1.0):
@@ -282,7 +288,7 @@ def _items(
             )
     # Without groups, items are resampled within their class, which keeps both represented.
     clusters = [str(label) for label in y] if groups is None else list(groups)
-    return _Items(subject, Span.of(span), name, prompts, y, clusters, fit, validation, test, seed)
+    return Labelled(subject, Span.of(span), name, prompts, y, clusters, fit, validation, test, seed)
 
 
 def _refuse_twice(prompts: Prompts, span: Span) -> None:
@@ -311,7 +317,7 @@ def _split(groups: Sequence[str], y: Mask, split: tuple[float, float, float], se
     return fit, validation, test
 
 
-def _found(items: _Items, x: Array, site: Site, method: str, fit: Fit) -> Found:
+def _found(items: Labelled, x: Array, site: Site, method: str, fit: Fit) -> Found:
     known, test, y = items.known, items.test, items.y
     rule = fit(x[known], y[known])
     length = float(np.linalg.norm(rule.vector))

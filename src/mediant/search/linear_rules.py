@@ -1,4 +1,4 @@
-"""Linear rules on arrays: two ways to fit a direction that tells two classes of vectors apart.
+"""Linear rules on arrays: three ways to fit a direction that tells two classes of vectors apart.
 
 >>> import numpy as np
 >>> x, y = np.array([[0.0, 5.0], [0.0, 7.0], [2.0, 5.0], [2.0, 7.0]]), np.array([False, False, True, True])
@@ -87,6 +87,41 @@ def _logistic(x: Array, y: Mask, l2: float) -> tuple[Array, float]:
         optimiser.step(closure)
     solved = beta.detach().numpy()
     return solved[:-1], float(solved[-1])
+
+
+def fit_sparse(x: Array, y: Mask, *, l1: float = 1.0, most: int = 20_000) -> Rule:
+    """Logistic regression whose weights mostly are 0: a penalty on their sizes, on standardised features.
+
+    Minimises the summed log loss plus `l1` times the summed |weights|, the intercept being free, by accelerated proximal steps
+    (Beck & Teboulle 2009) in float64 until no weight moves. MIB's probes are the same (liblinear, C = 1 / l1) without balance.
+    """
+    mean, std = x.mean(0), x.std(0)
+    std = np.where(std > FAINT * np.sqrt(np.square(x).mean(0)), std, np.inf)
+    weights, bias = _sparse_logistic((x - mean) / std, y, l1, most)
+    vector = weights / std
+    length = float(np.linalg.norm(vector))
+    gap = abs(float(vector @ (x[y].mean(0) - x[~y].mean(0)))) / length if length else 0.0
+    return Rule(vector, float(vector @ mean - bias), gap)
+
+
+def _sparse_logistic(x: Array, y: Mask, l1: float, most: int) -> tuple[Array, float]:
+    features, share = np.column_stack([x, np.ones(len(x))]), balance(y)
+    # The log loss's curvature is at most a quarter of the features' weighted second moments.
+    step = 4 / float(np.linalg.eigvalsh((features * share[:, None]).T @ features)[-1])
+    beta = ahead = np.zeros(features.shape[1])
+    pace = 1.0
+    for _ in range(most):
+        chance = 1 / (1 + np.exp(-np.clip(features @ ahead, -500, 500)))
+        moved = ahead - step * (features.T @ (share * (chance - y)))
+        moved[:-1] = np.sign(moved[:-1]) * np.maximum(np.abs(moved[:-1]) - step * l1, 0)
+        # Momentum that has begun to lead uphill is dropped (O'Donoghue & Candes 2015).
+        pace = 1.0 if (ahead - moved) @ (moved - beta) > 0 else pace
+        faster = (1 + np.sqrt(1 + 4 * pace**2)) / 2
+        ahead, last = moved + (pace - 1) / faster * (moved - beta), beta
+        beta, pace = moved, float(faster)
+        if np.abs(beta - last).max() < 1e-9:
+            break
+    return beta[:-1], float(beta[-1])
 
 
 def balance(y: Mask) -> Array:
