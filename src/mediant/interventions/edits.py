@@ -25,7 +25,7 @@ from mediant.core.site import Site
 from mediant.core.span import Span
 from mediant.interventions.features import Featurizer
 
-Kind = Literal["swap", "set", "add", "scale", "project_out", "noise"]
+Kind = Literal["swap", "shift", "set", "add", "scale", "project_out", "noise"]
 # Tensors, arrays, lists and numbers alike.
 Values = Float[Tensor, "*d"] | npt.NDArray[np.floating[Any]] | Sequence[float] | float
 
@@ -109,8 +109,8 @@ class Edit:
     """One intervention. Build it with the functions below rather than by hand.
 
     Attributes:
-        value: what the kind needs: new values (swap: one per token; set: one for all), a vector (add,
-            project_out), a number (scale), a standard deviation (noise).
+        value: what the kind needs: new values (swap: one per token; set: one for all), what is added (shift: one per token; add:
+            one for all), a direction (project_out), a number (scale), a standard deviation (noise).
         features, index: work in this basis, on these features only; None means the site's own coordinates.
         gate: feature by feature, the share of the change that is written, (k,) from 0 to 1; None means all of it.
         rows: batch rows it applies to; None means all.
@@ -185,6 +185,8 @@ class Edit:
     def _operate(self, old: Tensor, targets: "Targets") -> Tensor:
         if self.kind == "swap":
             return self._swapped(old, targets)
+        if self.kind == "shift":
+            return old + self._swapped(old, targets)
         value = self.value.to(old)
         if self.kind == "scale":
             return old * value
@@ -254,6 +256,11 @@ def swap(site: Site | str, span: Span | str, source: Activation, where: Where = 
 def swap_at(site: Site, span: Span, source: Activation) -> Edit:
     """Interchange at the very rows and columns that `source` names; `span` is only its label."""
     return Edit(site, span, "swap", source.values, places=(source.rows, source.cols))
+
+
+def shift(site: Site | str, span: Span | str, change: Activation, where: Where = EVERYWHERE) -> Edit:
+    """Add to every token of the span a vector of its own; by a change of zero, gradients of what follows can be had."""
+    return _edit("shift", site, span, change.values, where)
 
 
 def set_to(site: Site | str, span: Span | str, value: Values, where: Where = EVERYWHERE) -> Edit:
