@@ -131,9 +131,9 @@ def test_planted_neurons_are_found_exactly_and_the_temperature_falls():
     gate = found.mediator.gate
     assert set(gate.unique().tolist()) <= {0.0, 1.0}
     assert torch.equal(gate.nonzero().flatten(), ALIGNED[:, :2].sum(1).nonzero().flatten())
-    assert found.temperatures[0] == TEMPERATURES[0]
-    assert found.temperatures[-1] == pytest.approx(TEMPERATURES[1])
-    assert np.allclose(np.diff(found.temperatures), (TEMPERATURES[1] - TEMPERATURES[0]) / (found.steps - 1))
+    assert found.course.temperatures[0] == TEMPERATURES[0]
+    assert found.course.temperatures[-1] == pytest.approx(TEMPERATURES[1])
+    assert np.allclose(np.diff(found.course.temperatures), (TEMPERATURES[1] - TEMPERATURES[0]) / (found.course.steps - 1))
     assert prepared(ALIGNED, "a", seed=9).hits(found.mediator).mean() == 1.0
 
 

@@ -112,7 +112,8 @@ class Edit:
         value: what the kind needs: new values (swap: one per token; set: one for all), what is added (shift: one per token; add:
             one for all), a direction (project_out), a number (scale), a standard deviation (noise).
         features, index: work in this basis, on these features only; None means the site's own coordinates.
-        gate: feature by feature, the share of the change that is written, (k,) from 0 to 1; None means all of it.
+        gate: feature by feature, the share of the change that is written, (k,) from 0 to 1; or one for all, (1,), or, at a site
+            of all heads, one per head, (head, 1); None means all of it.
         rows: batch rows it applies to; None means all.
         steps: generated tokens, or steps of making a picture, that it applies to, from 0; None means all that its span covers.
         guidance: the pass of a picture's step it applies to: 0 with the instruction, 1 without; None means both.
@@ -130,7 +131,7 @@ class Edit:
     seed: int = 0
     places: tuple[Int[Tensor, " n"], Int[Tensor, " n"]] | None = None
     guidance: int | None = None
-    gate: Float[Tensor, " k"] | None = None
+    gate: Float[Tensor, "*k"] | None = None
 
     @property
     def label(self) -> str:
@@ -165,10 +166,10 @@ class Edit:
         keep, new = self._checked_index(old.shape[-1]), old.clone()
         change = wanted
         if self.gate is not None:
-            if self.gate.shape != old.shape[-1:]:
-                raise EditError(
-                    f"{self.label}: expected a gate for each of {old.shape[-1]} features, got {tuple(self.gate.shape)}"
-                )
+            gates = tuple(self.gate.shape)
+            # One per feature; or, of all heads together, one per head.
+            if gates not in ((1,), old.shape[-1:], (*old.shape[1:-1], 1)):
+                raise EditError(f"{self.label}: expected a gate for each of {old.shape[-1]} features, got {gates}")
             change = old + self.gate.to(old) * (wanted - old)
         if self.index is None:
             return change

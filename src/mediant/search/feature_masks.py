@@ -47,4 +47,4 @@ def dbm(
         assert mediator.gate is not None  # noqa: S101 - `soft` gives one
         return price * mediator.gate.sum()
 
-    return learn(ready, [wish], soft, hard, epochs=epochs, lr=lr, temperatures=TEMPERATURES, cost=cost)
+    return learn(ready, [wish], soft, hard, epochs=epochs, rates=[lr], temperatures=TEMPERATURES, cost=cost)

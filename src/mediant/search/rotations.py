@@ -37,7 +37,7 @@ def das(ready: Interchanges, *, k: int, epochs: int = 8, lr: float = 1e-2, seed:
     def mediator() -> Mediator:
         return Mediator(ready.site, ready.span, Rotation(_orthonormal(free)))
 
-    return learn(ready, [free], lambda _: mediator(), mediator, epochs=epochs, lr=lr)
+    return learn(ready, [free], lambda _: mediator(), mediator, epochs=epochs, rates=[lr])
 
 
 def boundless_das(
@@ -63,7 +63,7 @@ def boundless_das(
         return Mediator(ready.site, ready.span, basis(), (places < share.detach()).to(torch.float32))
 
     return learn(
-        ready, [free, share], soft, hard, epochs=epochs, lr=lr, rates=[lr, boundary_lr], temperatures=BOUNDARY_TEMPERATURES,
+        ready, [free, share], soft, hard, epochs=epochs, rates=[lr, boundary_lr], temperatures=BOUNDARY_TEMPERATURES,
         cost=lambda _: price * share.clamp(0, 1),
     )  # fmt: skip
 
