@@ -152,10 +152,34 @@ def written_tasks(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run on the model that comes with the package."""
+    from mediant.cli import main
+
+    out = tmp_path_factory.mktemp("shipped") / "run"
+    size = ["--set", "n=8", "--set", "n_shown=3", "--set", "n_repair=2", "--device", "cpu"]
+    assert main(["run", "reference-binding", "--preset", "smoke", *size, "--out", str(out)]) == 0
+    return out
+
+
+def test_on_the_shipped_model_what_is_cut_is_lost_and_every_part_of_the_study_has_something_to_say(shipped: Path):
+    measures = json.loads((shipped / "result.json").read_text(encoding="utf-8"))["measures"]
+    assert measures["edit_success_colour"]["value"] > 0.7
+    assert measures["knockout_all_colour"]["value"] > 0.7
+    assert measures["knockout_ref_to_text_colour_random"]["value"] < 0.4
+    for name in PROPERTIES:
+        for head in ("edit_success", "lens", "knockout_ref_to_text", "knockout_ref_to_image", "patching", "heads_ref_to_text"):
+            assert measures[f"{head}_{name}"]["n"] >= 2, (head, name)
+    assert {name.partition("_")[0] for name in measures} == {
+        "edit", "lens", "knockout", "patching", "heads", "dose", "repair", "t2i"
+    }  # fmt: skip
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_shows_grids_flows_and_curves(finished: Path, opened: Open, scheme: str):  # noqa: F811
-    with opened(scheme, file=finished / "index.html") as seen:
+def test_the_page_shows_grids_flows_and_curves(shipped: Path, opened: Open, scheme: str):  # noqa: F811
+    with opened(scheme, file=shipped / "index.html") as seen:
         assert seen.page.locator("table.grid img").count() > 100
         assert seen.page.locator(".figure .main-svg").count() >= 10
         assert seen.page.get_by_text("The paper's three tables").first.is_visible()

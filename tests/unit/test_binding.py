@@ -21,6 +21,7 @@ from mediant.studies.reference_binding.config import Config
 from mediant.studies.reference_binding.method import Reading
 from mediant.studies.reference_binding.verdicts import at_size
 from mediant.subject.generator import ImageGenerator, Latents
+from mediant.subject.twins import Twins
 from mediant.tasks.pictures import requests
 from mediant.tasks.requests import FILLER, Request, RequestPair, lengthened
 
@@ -35,7 +36,7 @@ def flux() -> ImageGenerator:
 
 @pytest.fixture(scope="module")
 def conditions(flux: ImageGenerator) -> Conditions:
-    return Conditions(flux, Config(model="x", steps=STEPS))
+    return Conditions(Twins(flux), Config(model="x", steps=STEPS))
 
 
 def request(name: str, picture: int = 0, instruction: str = SHORT) -> Request:

@@ -30,6 +30,7 @@ class LocalEngine:
         """`part` stands before every key, so that the same items can be done for several parts of a study."""
         self.show_progress, self.part = show_progress, part
         self._stopped = threading.Event()
+        self._pools: dict[int, ThreadPoolExecutor] = {}
 
     def map(self, folder: RunFolder, items: Sequence[WorkItem], *, title: str, workers: int = 1) -> list[Json]:
         """Records of all items, in their order; finished ones come from the folder.
@@ -40,18 +41,21 @@ class LocalEngine:
         items = [WorkItem(f"{self.part}{item.key}", item.compute) for item in items]
         if workers == 1:
             return [folder.done.get(item.key) or folder.append(item.key, item.compute()) for item in self.watched(items, title)]
-        with ThreadPoolExecutor(workers) as pool:
-            begun = {item.key: pool.submit(item.compute) for item in items if item.key not in folder.done}
-            try:
-                return [
-                    folder.done.get(item.key) or folder.append(item.key, begun[item.key].result())
-                    for item in self.watched(items, title)
-                ]
-            except BaseException:
-                # Leaving the pool waits for what is being computed, so that is told to end too.
-                self._stopped.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        # The same threads for every map: what an item left with its thread, such as a twin of the subject, serves the next one.
+        if workers not in self._pools:
+            self._pools[workers] = ThreadPoolExecutor(workers)
+        pool = self._pools[workers]
+        begun = {item.key: pool.submit(item.compute) for item in items if item.key not in folder.done}
+        try:
+            return [
+                folder.done.get(item.key) or folder.append(item.key, begun[item.key].result())
+                for item in self.watched(items, title)
+            ]
+        except BaseException:
+            # What is being computed is waited for, so that is told to end too.
+            self._stopped.set()
+            self._pools.pop(workers).shutdown(wait=True, cancel_futures=True)
+            raise
 
     def pause(self) -> None:
         """For long items to call now and then: ends them when another item failed or the user interrupted.

@@ -119,7 +119,7 @@ class _TaskRun:
     spans: Spans
     folder: RunFolder
     engine: LocalEngine
-    twins: Twins
+    twins: Twins[Subject]
 
     def run(self) -> TaskFindings:
         """Score, grow, run, compare."""

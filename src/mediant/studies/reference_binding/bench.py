@@ -1,6 +1,6 @@
 """Make pictures under a condition, judge them, keep what came out: one subject's side of the study.
 
-    bench = Bench(Conditions(flux, config), verdicts, folder, engine, "natural")
+    bench = Bench(Conditions(Twins(flux), config), verdicts, folder, engine, "natural")
     bench.judge("colour", "no text", requests, partial(bench.conditions.cut, [("reference", "text")], None))
 
 Work is done some requests at a time; what is finished lies in the run's folder, pictures as PNG.
@@ -57,7 +57,7 @@ class Bench:
 
     @property
     def subject(self) -> ImageGenerator:
-        """The subject at work."""
+        """The subject at work in this thread."""
         return self.conditions.subject
 
     def judge(
@@ -119,7 +119,9 @@ class Bench:
             WorkItem(f"{self.who}/{key}/{i}", _later(compute, chunk))
             for i, chunk in enumerate(_chunks(requests, at_once or self.config.batch))
         ]
-        return self.engine.map(self.folder, items, title=f"{self.who}: {key}"[:48])
+        twins = self.conditions.twins
+        with twins.side_by_side():
+            return self.engine.map(self.folder, items, title=f"{self.who}: {key}"[:48], workers=twins.n)
 
     def _pictured(
         self, key: str, name: str, requests: Sequence[Request], make: Make, judged_as: Mapping[str, JudgedAs], keep: int

@@ -91,10 +91,11 @@ class Choice:
 
     def _effects(self, name: str, query: str) -> Ranking:
         """Heads by how much their view of the reference keeps a picture its own, over validation pairs."""
-        subject, steps = self.bench.subject, self.bench.config.steps
+        steps = self.bench.config.steps
         pairs = {pair.base.name: pair for pair in self.requests.validation_pairs[name]}
 
         def compute(chunk: Sequence[Request]) -> Json:
+            subject = self.bench.subject
             base = method.encoded(subject, chunk)
             other = method.encoded(subject, [method.with_reference_of(pairs[each.name]) for each in chunk])
             return {"effects": method.head_effects(subject, base, other, query, steps=steps).effects.tolist()}

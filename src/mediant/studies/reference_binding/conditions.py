@@ -1,9 +1,10 @@
 """The conditions that pictures are made under, each a function of a batch and its requests.
 
-conditions = Conditions(flux, config)
+conditions = Conditions(Twins(flux), config)
 bench.judge("colour", "no text", requests, partial(conditions.cut, [("reference", "text")], None))
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from mediant.studies.reference_binding.config import Config
 from mediant.studies.reference_binding.method import Flow, Reading
 from mediant.subject.batch import Batch
 from mediant.subject.generator import ImageGenerator, Latents, Pixels
+from mediant.subject.twins import Twins
 from mediant.tasks.requests import Request
 
 Made = TypeVar("Made")
@@ -27,11 +29,11 @@ DROP_LATE: list[Flow] = [("reference", "picture"), ("picture", "reference"), ("r
 
 
 # Every condition has the same requests: what was made of the last few chunks of them is kept.
-_KEPT = 16
+_KEPT = 32
 
 
-class _Recent(Generic[Made]):
-    """What was made of the last few chunks of requests."""
+class _Recent(threading.local, Generic[Made]):
+    """What this thread made of the last few chunks of requests."""
 
     def __init__(self) -> None:
         # Requests are kept beside what was made, so that no other can have their ids.
@@ -50,12 +52,17 @@ class _Recent(Generic[Made]):
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
-    """What may be done to a subject while it makes pictures."""
+    """What may be done to a subject while it makes pictures, in several threads if there are twins for them."""
 
-    subject: ImageGenerator
+    twins: Twins[ImageGenerator]
     config: Config
     _encoded: _Recent[Batch] = field(default_factory=_Recent)
     _texts: _Recent[Activation] = field(default_factory=_Recent)
+
+    @property
+    def subject(self) -> ImageGenerator:
+        """This thread's."""
+        return self.twins.here()
 
     @property
     def steps(self) -> int:
@@ -135,8 +142,10 @@ class Conditions:
         return [[source[each.name].references[0], each.references[0], made[i]] for i, each in enumerate(chunk)]
 
     def empty(self, chunk: Sequence[Request], *, instructed: bool = False) -> Batch:
-        """Runs without a reference, with other noise than the run that the lens reads."""
-        return method.without(self.subject, chunk, instructed=instructed, other_noise=1)
+        """Runs without a reference, with other noise than the run that the lens reads; the last few are kept."""
+        return self._encoded.get(
+            chunk, lambda: method.without(self.subject, chunk, instructed=instructed, other_noise=1), "empty", instructed
+        )
 
 
 def matched_heads(subject: ImageGenerator, sites: Sequence[Site], seed: Sequence[int]) -> list[Site]:

@@ -50,8 +50,9 @@ class Config(AskingConfig):
     )
     head_share: float = Field(0.15, gt=0, le=1, description="Share of heads that a head search may choose.")
     draws: int = Field(3, ge=1, description="Draws of random heads, as controls.")
-    window: int = Field(3, ge=1, description="Blocks that a window of the knockout curves is wide (3 in the paper).")
-    n_dose: int = Field(40, ge=1, description="Pairs whose instruction is lengthened (48 or 50 in the paper's repository).")
+    window: int = Field(3, ge=1, description="Blocks in which repair strengthens attention (3 in the paper's repository).")
+    n_flow: int = Field(40, ge=1, description="Requests on which attention between text and picture is cut, for the diagram.")
+    n_dose: int = Field(30, ge=1, description="Pairs whose instruction is lengthened (48 or 50 in the paper's repository).")
     dose: tuple[float, ...] = Field(
         (1.0, 0.67, 0.33, 0.0), description="Shares of its padding that an instruction is left, in the padding dose-response."
     )
@@ -59,9 +60,9 @@ class Config(AskingConfig):
         (1.0, 2.0, 4.0), min_length=1, description="What repair adds to logits, in nats (1, 2 and 4 in the paper's repository)."
     )
     n_repair: int = Field(
-        30,
+        20,
         ge=1,
         description="Of requests tried that failed, and of those that did not, how many are tried again with more attention.",
     )
-    batch: int = Field(50, ge=1, description="Pictures made at a time.")
+    batch: int = Field(10, ge=1, description="Pictures made at a time.")
     n_shown: int = Field(6, ge=1, description="Requests per property whose pictures the page shows.")

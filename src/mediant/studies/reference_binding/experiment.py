@@ -59,7 +59,7 @@ class Experiment:
     """All interventions on one subject.
 
     Attributes:
-        extended: also the padding dose-response and repair by amplification.
+        extended: also knockouts block by block, the padding dose-response and repair by amplification.
     """
 
     bench: Bench
@@ -79,7 +79,7 @@ class Experiment:
             self._heads(name, kept[name], chosen.heads[name])
             self._lenses(name, kept[name], chosen.reading[name])
             self._patchings(name, pairs[name], chosen.layer[name])
-        curves = {name: self._curves(name) for name in names}
+        curves = {name: self._curves(name) for name in names if self.extended}
         doses = {
             name: padding_dose.measured(bench, name, pairs[name], chosen.layer[name])
             for name in names
@@ -111,7 +111,6 @@ class Experiment:
             "ref_to_text": [("reference", "text")], "ref_to_image": [("reference", "picture")],
             "ref_to_text_padding": [("reference", padding)], "ref_to_text_content": [("reference", "instruction")],
             "nothing of it": [("reference", "text"), ("reference", "picture")],
-            **{f"{key} to {query}": [(key, query)] for key, query in FLOWS if key != "reference"},
         }  # fmt: skip
         bench.judge(name, "untouched", requests[: bench.config.n_shown], do.sample)
         for condition, cuts in flows.items():
@@ -119,6 +118,9 @@ class Experiment:
             if condition.startswith("ref_to"):
                 kind: Kind = "cut to picture" if condition == "ref_to_image" else "cut to text"
                 bench.ask(kind, name, condition, self.requests.test[name], partial(do.cut, cuts, None), do.with_own)
+        for key, query in FLOWS:
+            if key != "reference":
+                bench.judge(name, f"{key} to {query}", requests[: bench.config.n_flow], partial(do.cut, [(key, query)], None))
         for query in ("text", "picture"):
             bench.judge(name, f"random keys to {query}", requests, partial(do.cut_random, query))
 
@@ -155,20 +157,17 @@ class Experiment:
         bench.judge(name, "patched stranger", bases, partial(do.patched, layer, "text", stranger), source)
 
     def _curves(self, name: str) -> dict[str, list[float]]:
-        """Share of validation requests that still show the property, for knockouts that begin or stand at each block."""
+        """Share of validation requests that still show the property, for knockouts that begin at each block."""
         bench, do = self.bench, self.bench.conditions
         requests, n = self.requests.validation[name], bench.subject.shape.n_layers
-        spans = {
-            "from block": [range(at, n) for at in range(n)],
-            "around block": [range(at, min(n, at + bench.config.window)) for at in range(n)],
-        }  # fmt: skip
         found = {
-            f"{kind}: reference to {query}": [
-                bench.share(f"{kind} {at} to {query}", name, requests, partial(do.cut_in, layers, [("reference", query)]))
-                for at, layers in enumerate(where)
+            f"from block: reference to {query}": [
+                bench.share(
+                    f"from block {at} to {query}", name, requests, partial(do.cut_in, range(at, n), [("reference", query)])
+                )
+                for at in range(n)
             ]
-            for kind, where in spans.items()
             for query in ("text", "picture")
-        }
+        }  # fmt: skip
         dropped = [bench.share(f"dropped at {at}", name, requests, partial(do.drop, at)) for at in range(n + 1)]
         return found | {"dropped at block": dropped}

@@ -167,7 +167,7 @@ def _bars(m: Mapping[str, Measure], tail: str) -> Section:
 
 def _blocks(found: AllFindings, one: Findings, tail: str) -> list[Section]:
     n, sections = found.config.n_validation, []
-    for name in found.config.properties:
+    for name in one.curves:
         lines = []
         for key, colour in (
             ("from block: reference to text", ACCENT), ("from block: reference to picture", SECOND), ("dropped at block", MUTED),

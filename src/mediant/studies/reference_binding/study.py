@@ -21,6 +21,7 @@ from mediant.subject import catalogue
 from mediant.subject.endpoint import OpenAIEndpoint
 from mediant.subject.generator import ImageGenerator
 from mediant.subject.loading import load
+from mediant.subject.twins import Twins
 
 LIMITS = [
     "That a property passes through the text shows a route, not that the model decides anything there.",
@@ -98,7 +99,7 @@ def run(
     who = {"": subject} | ({"_planted": data.planted} if data.planted else {})
     found = {
         tail: Experiment(
-            Bench(Conditions(each, config), data.verdicts, folder, engine, tail.strip("_") or "natural", data.questions),
+            Bench(Conditions(Twins(each), config), data.verdicts, folder, engine, tail.strip("_") or "natural", data.questions),
             data.requests, extended=not tail,
         ).run()
         for tail, each in who.items()

@@ -55,12 +55,9 @@ def generate_pairs(bucket: str, n: int, *, seed: int = 0, split: Split = "main",
     random, found = Random(f"{bucket}/{seed}/{split}/pairs"), list[RequestPair]()
     while len(found) < n:
         name, state = f"{bucket}-{split}-{seed}-pair-{len(found)}", random.random()
-        one, two = (
-            draw_request(Random(f"{state}"), bucket, f"{name}-{side}", split, other=side, size=size)
-            for side in ("source", "base")
-        )
+        one, two = (_sketched(Random(f"{state}"), bucket, split, other=side) for side in ("source", "base"))
         if one.instruction == two.instruction and one.factors[bucket] != two.factors[bucket]:
-            found.append(RequestPair(one, two))
+            found.append(RequestPair(one.drawn(f"{name}-source", bucket, size), two.drawn(f"{name}-base", bucket, size)))
     return found
 
 
@@ -71,20 +68,26 @@ def vocabulary() -> list[str]:
     # Words are written at the beginning and after another, which tokenizers tell apart.
     return [
         *(f"{word} {word} a {word} an {word}" for word in words),
-        *(draw_request(random, bucket, "").instruction for bucket in BUCKETS for _ in range(10)),
+        *(_sketched(random, bucket, "main").instruction for bucket in BUCKETS for _ in range(10)),
         *(lengthened("a kite", len(FILLER.split())) for _ in range(10)),
     ]
 
 
-def draw_request(random: Random, bucket: str, name: str, split: Split = "main", *, other: str = "", size: int = SIZE) -> Request:
+def draw_request(random: Random, bucket: str, name: str, split: Split = "main", *, size: int = SIZE) -> Request:
     """One request.
+
+    Raises:
+        UnknownName: no such bucket.
+    """
+    return _sketched(random, bucket, split).drawn(name, bucket, size)
+
+
+def _sketched(random: Random, bucket: str, split: Split, other: str = "") -> "_Sketch":
+    """What a request is about.
 
     Args:
         other: what is asked for is drawn from `random` alone; the property comes from this text as well, so that requests
             of one `random` and several texts differ in the property alone.
-
-    Raises:
-        UnknownName: no such bucket.
     """
     if bucket not in BUCKETS:
         raise unknown("bucket", bucket, BUCKETS)
@@ -93,7 +96,7 @@ def draw_request(random: Random, bucket: str, name: str, split: Split = "main", 
         asked, taken = Random(f"{state}/{attempt}"), Random(f"{state}/{attempt}/{other}")
         sketch, met = _SKETCHED[bucket](asked, taken)
         if any(held_out(*each) for each in met) == (split == "heldout"):
-            return sketch.drawn(name, bucket, size)
+            return sketch
     raise AssertionError("both splits have combinations of every bucket")
 
 
