@@ -87,7 +87,7 @@ def test_the_planted_way_is_the_one_that_is_found(planted: ImageGenerator, verdi
         assert left <= had / 3 if query in carried else left >= had * 2 / 3, (query, left, had)
     bases, source = based(requests.generate_pairs(name, 16, seed=9, split="heldout"))
     moved = method.patched(
-        planted, method.encoded(planted, list(source.values())), method.encoded(planted, bases), layer=0, slots="padding", steps=4
+        planted, method.encoded(planted, list(source.values())), method.encoded(planted, bases), layer=1, slots="padding", steps=4
     )
     told = float(np.mean(verdicts.shown(name, list(source.values()), planted.pixels(moved))))
     assert told <= 0.3 if direct else told >= 0.5

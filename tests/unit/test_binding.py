@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,10 +14,12 @@ from PIL import Image
 
 import generators
 from mediant.core.errors import SpanError
+from mediant.core.site import Site
 from mediant.core.span import Span
+from mediant.measures.controls import layer_matched, random_sets
 from mediant.measures.picture_judge import shows_colour
 from mediant.studies.reference_binding import method, padding_dose, task
-from mediant.studies.reference_binding.conditions import Conditions, matched_heads
+from mediant.studies.reference_binding.conditions import Conditions
 from mediant.studies.reference_binding.config import Config
 from mediant.studies.reference_binding.method import Reading
 from mediant.studies.reference_binding.verdicts import at_size
@@ -108,13 +111,36 @@ def test_random_keys_are_as_many_and_never_the_reference(flux: ImageGenerator):
     assert method.random_keys(batch, 4).spans != keyed.spans
 
 
-def test_matched_heads_are_as_many_in_the_same_blocks_and_others(flux: ImageGenerator):
-    from mediant.core.site import Site
+def test_what_was_made_of_the_same_requests_is_made_once_per_thread(conditions: Conditions):
+    chunk = [request("a", 0), request("b", 1)]
+    batch = conditions.encoded(chunk)
+    assert conditions.encoded(chunk) is batch
+    assert conditions.encoded(list(chunk)) is batch
+    assert conditions.encoded(chunk[:1]) is not batch
+    assert conditions.empty(chunk) is conditions.empty(chunk)
+    assert conditions.empty(chunk) is not conditions.empty(chunk, instructed=True)
+    assert conditions.text_after(1, chunk) is conditions.text_after(1, chunk)
+    assert conditions.text_after(2, chunk) is not conditions.text_after(1, chunk)
+    with ThreadPoolExecutor(1) as pool:
+        elsewhere = pool.submit(lambda: (conditions.subject, conditions.encoded(chunk))).result()
+    assert elsewhere[0] is not conditions.subject
+    assert elsewhere[1] is not batch
+    torch.testing.assert_close(elsewhere[1].inputs["prompt_embeds"], batch.inputs["prompt_embeds"])
 
-    sites = [Site("head_z", 1, 0), Site("head_z", 1, 2), Site("head_z", 4, 3)]
-    drawn = matched_heads(flux, sites, [0, 1])
-    assert sorted(site.layer for site in drawn) == [1, 1, 4]
-    assert not set(drawn) & set(sites)
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_random_heads_are_as_many_others_and_drawn_anew_for_every_chunk(conditions: Conditions, alike: bool):
+    sites, flow = [Site("head_z", 1, 0), Site("head_z", 2, 1)], [("reference", "picture")]
+    pool = [Site("head_z", layer, head) for layer in range(BLOCKS) for head in range(4)]
+    drawn = []
+    for chunk in ([request(name, 0)] for name in "abcd"):
+        (heads,) = (layer_matched if alike else random_sets)(sites, pool, draws=1, seed=chunk[0].seed)
+        batch = conditions.encoded(chunk)
+        made = conditions.cut_random_heads(flow, sites, alike, batch, chunk)
+        assert torch.equal(made, conditions.cut(flow, heads, batch, chunk))
+        assert not same(made, conditions.cut(flow, sites, batch, chunk))
+        drawn.append(heads)
+    assert len(set(drawn)) > 1
 
 
 def test_instructions_grow_by_a_beginning_of_the_same_words_until_padding_is_spent(flux: ImageGenerator):

@@ -105,6 +105,16 @@ def test_pairs_have_one_instruction_and_two_references(bucket: str):
     assert len({pair.base.instruction for pair in requests.generate_pairs(bucket, 12)}) > 3
 
 
+@pytest.mark.parametrize("bucket", ["colour", "style", "identity"])
+def test_held_out_pairs_are_of_many_kinds_and_properties(bucket: str):
+    pairs = requests.generate_pairs(bucket, 40, split="heldout")
+    wanted = {pair.base.factors[bucket] for pair in pairs}
+    assert len({(pair.base.instruction, *pair.base.factors.values()) for pair in pairs}) > 20
+    assert len(wanted) >= 5
+    if bucket == "colour":
+        assert len({pair.base.instruction for pair in pairs}) >= 5
+
+
 def test_every_two_individuals_and_things_look_different():
     coats = [Individual("fox", coat=coat) for coat in ((200, 60, 60), (60, 60, 200))]
     assert differing(one(coats[0]), one(coats[1])) > 200

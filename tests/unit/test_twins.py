@@ -6,10 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+import generators
 from builders import pairs, subject
+from mediant.core.edge import AttentionEdge
 from mediant.core.errors import EditError
 from mediant.core.span import Span
 from mediant.interventions import edit, run, zero
+from mediant.interventions.attention import attending, cut
 from mediant.subject.twins import Twins, twin
 from mediant.tasks.encode import encode
 
@@ -54,6 +57,22 @@ def test_edits_in_two_threads_at_once_give_what_they_give_one_after_the_other():
     assert id(lm) not in used
     assert twins.here() is lm
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_generators_twin_shares_every_part_and_cuts_of_its_own():
+    flux = generators.klein()
+    other = twin(flux)
+    weights = [[p.data_ptr() for part in one.pipeline.components.values() if isinstance(part, torch.nn.Module)
+                for p in part.parameters()] for one in (flux, other)]  # fmt: skip
+    assert weights[0] == weights[1]
+    assert other.model is other.pipeline.transformer is not flux.model
+    assert not {id(m) for m in other.model.modules()} & {id(m) for m in flux.model.modules()}
+    references = [[generators.picture(0)]]
+    one, two = (each.encode(["a cat"], references=references, seeds=[1], height=16, width=32) for each in (flux, other))
+    plain = flux.sample(one)
+    with attending(flux, [cut(AttentionEdge(layer, None, "picture", "reference")) for layer in range(5)]):
+        assert torch.equal(other.sample(two), plain)
+        assert not torch.allclose(flux.sample(one), plain, atol=1e-3)
 
 
 def test_threads_are_shared_out_and_given_back():

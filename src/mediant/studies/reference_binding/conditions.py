@@ -10,10 +10,9 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-import numpy as np
-
 from mediant.core.site import Site
 from mediant.interventions.edits import Activation
+from mediant.measures.controls import layer_matched, random_sets
 from mediant.studies.reference_binding import method
 from mediant.studies.reference_binding.config import Config
 from mediant.studies.reference_binding.method import Flow, Reading
@@ -87,6 +86,15 @@ class Conditions:
         """Flows cut in every block, for all heads or some."""
         return method.knockout(self.subject, batch, flows, steps=self.steps, heads=heads)
 
+    def cut_random_heads(
+        self, flows: Sequence[Flow], heads: Sequence[Site], alike: bool, batch: Batch, chunk: Sequence[Request]
+    ) -> Latents:
+        """Flows cut for as many other heads, drawn anew for every chunk; if `alike`, of the same blocks, or all left there."""
+        shape, seed = self.subject.shape, self.config.seed + chunk[0].seed
+        pool = [Site("head_z", layer, head) for layer in range(shape.n_layers) for head in range(shape.n_heads)]
+        (drawn,) = (layer_matched if alike else random_sets)(heads, pool, draws=1, seed=seed)
+        return self.cut(flows, drawn, batch, chunk)
+
     def cut_in(self, layers: Sequence[int], flows: Sequence[Flow], batch: Batch, _: Sequence[Request]) -> Latents:
         """Flows cut in some blocks."""
         return method.knockout(self.subject, batch, flows, steps=self.steps, layers=layers)
@@ -146,15 +154,3 @@ class Conditions:
         return self._encoded.get(
             chunk, lambda: method.without(self.subject, chunk, instructed=instructed, other_noise=1), "empty", instructed
         )
-
-
-def matched_heads(subject: ImageGenerator, sites: Sequence[Site], seed: Sequence[int]) -> list[Site]:
-    """As many random heads of the same blocks, none of them among `sites` where there are others."""
-    rng = np.random.default_rng(list(seed))
-    found = []
-    for layer in sorted({site.layer for site in sites if site.layer is not None}):
-        taken = [site.head for site in sites if site.layer == layer]
-        free = [head for head in range(subject.shape.n_heads) if head not in taken]
-        pool = free if len(free) >= len(taken) else list(range(subject.shape.n_heads))
-        found += [Site("head_z", layer, int(head)) for head in rng.permutation(pool)[: len(taken)]]
-    return found

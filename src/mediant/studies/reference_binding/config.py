@@ -37,10 +37,10 @@ class Config(AskingConfig):
     n_kept: int = Field(
         100, ge=1,
         description="Of those tried, interventions are made on the first so many whose untouched picture shows its reference's "
-        "property.",
+        "property, while an empty run does not.",
     )  # fmt: skip
-    n_validation: int = Field(20, ge=2, description="Requests on which blocks, ways of the lens and heads are chosen.")
-    n_text: int = Field(120, ge=2, description="Requests without a reference, for how well the subject draws at all.")
+    n_validation: int = Field(16, ge=2, description="Requests on which blocks, ways of the lens and heads are chosen.")
+    n_text: int = Field(160, ge=2, description="Requests without a reference, for how well the subject draws at all.")
     steps: int = Field(4, ge=1, description="Steps from noise to picture (4 in the paper).")
     lens_steps: int = Field(1, ge=1, description="Steps of the run that the lens reads (1 in the paper).")
     padding: Literal["beside", "padding"] = Field(
@@ -49,9 +49,8 @@ class Config(AskingConfig):
         "chat template.",
     )
     head_share: float = Field(0.15, gt=0, le=1, description="Share of heads that a head search may choose.")
-    draws: int = Field(3, ge=1, description="Draws of random heads, as controls.")
     window: int = Field(3, ge=1, description="Blocks in which repair strengthens attention (3 in the paper's repository).")
-    n_flow: int = Field(40, ge=1, description="Requests on which attention between text and picture is cut, for the diagram.")
+    n_flow: int = Field(20, ge=1, description="Requests on which attention between text and picture is cut, for the diagram.")
     n_dose: int = Field(30, ge=1, description="Pairs whose instruction is lengthened (48 or 50 in the paper's repository).")
     dose: tuple[float, ...] = Field(
         (1.0, 0.67, 0.33, 0.0), description="Shares of its padding that an instruction is left, in the padding dose-response."

@@ -4,7 +4,7 @@ findings = Experiment(bench, requests).run()
 findings.rows["style"]["ref_to_text"]          # one verdict per request
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -12,9 +12,8 @@ from typing import TypeVar
 from mediant.core.site import Site
 from mediant.measures.picture_questions import Kind
 from mediant.studies.reference_binding import padding_dose, repair, task
-from mediant.studies.reference_binding.bench import Bench, based, untouched
+from mediant.studies.reference_binding.bench import Bench, based
 from mediant.studies.reference_binding.choice import Choice, Chosen
-from mediant.studies.reference_binding.conditions import matched_heads
 from mediant.studies.reference_binding.method import FLOWS, Flow, Reading
 from mediant.studies.reference_binding.padding_dose import Dose
 from mediant.studies.reference_binding.repair import Repair
@@ -22,6 +21,7 @@ from mediant.subject.generator import ImageGenerator, Pixels
 from mediant.tasks.requests import Request, RequestPair
 
 Item = TypeVar("Item")
+TRIED_AT_ONCE = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Findings:
     Attributes:
         tried: property -> one verdict per request on untouched pictures.
         kept, pairs: property -> those of the requests, and pairs, that interventions are made on: untouched pictures show their
-            reference's property (and in pairs the base not the source's).
+            reference's property, and empty runs do not (nor, in pairs, the base the source's).
         rows: property -> condition -> one verdict per request or pair of these.
         pictures: property -> condition -> the first pictures.
         curves: property -> kind of schedule -> share of requests that still show the property, block by block.
@@ -71,9 +71,10 @@ class Experiment:
         bench, requests = self.bench, self.requests
         names: Sequence[str] = bench.config.properties
         chosen = Choice(bench, requests).made()
-        tried = {name: self._tried(name) for name in names}
-        kept = {name: self._first(requests.test[name], tried[name]) for name in names}
-        pairs = {name: self._kept_pairs(name) for name in names}
+        tried, pairs = {}, {}
+        for name in names:
+            tried[name], pairs[name] = self._tried(name)
+        kept = {name: self._kept(name, tried[name]) for name in names}
         for name in names:
             self._knockouts(name, kept[name])
             self._heads(name, kept[name], chosen.heads[name])
@@ -92,17 +93,41 @@ class Experiment:
             pictures,
         )  # fmt: skip
 
-    def _first(self, items: Sequence[Item], good: Sequence[bool]) -> list[Item]:
-        return [each for each, one in zip(items, good, strict=True) if one][: self.bench.config.n_kept]
+    def _enough(self, items: Sequence[Item], good: Callable[[str, list[Item]], list[bool]]) -> list[Item]:
+        """The first items that are good, tried until there are enough of them."""
+        found: list[Item] = []
+        for start in range(0, len(items), TRIED_AT_ONCE):
+            some = list(items[start : start + TRIED_AT_ONCE])
+            if len(found) < self.bench.config.n_kept:
+                found += [each for each, one in zip(some, good(f"from {start}", some), strict=True) if one]
+        return found[: self.bench.config.n_kept]
 
-    def _tried(self, name: str) -> list[bool]:
-        return self.bench.shown("tried", name, self.requests.test[name], self.bench.conditions.sample)
+    def _kept(self, name: str, tried: Sequence[bool]) -> list[Request]:
+        """Requests whose untouched picture shows their property, which an empty run of theirs does not show anyway."""
+        bench, do = self.bench, self.bench.conditions
 
-    def _kept_pairs(self, name: str) -> list[RequestPair]:
-        """Pairs in which each run shows its own reference's property, and the base not the source's."""
-        pairs = self.requests.pairs[name]
-        good = untouched(self.bench, name, "pairs", pairs)
-        return self._first(pairs, good)
+        def absent(label: str, some: list[Request]) -> list[bool]:
+            shown = bench.shown(f"empty runs {label}", name, some, lambda _, chunk: do.sample(do.empty(chunk)))
+            return [not one for one in shown]
+
+        return self._enough([each for each, one in zip(self.requests.test[name], tried, strict=True) if one], absent)
+
+    def _tried(self, name: str) -> tuple[list[bool], list[RequestPair]]:
+        """Whether each request's untouched picture shows its property; and the first pairs in which a swap can be told."""
+        bench, requests = self.bench, self.requests.test[name]
+        pairs = {pair.base.name: pair for pair in self.requests.pairs[name]}
+        sources = {each.name: pairs[each.name].source if each.name in pairs else each for each in requests}
+        told = bench.several("tried", name, requests, bench.conditions.sample, {"own": None, "source's": sources})
+        able = [
+            pairs[each.name]
+            for each, own, others in zip(requests, told["own"], told["source's"], strict=True)
+            if own and not others and each.name in pairs
+        ]
+
+        def shown(label: str, some: list[RequestPair]) -> list[bool]:
+            return bench.shown(f"sources {label}", name, [pair.source for pair in some], bench.conditions.sample)
+
+        return told["own"], self._enough(able, shown)
 
     def _knockouts(self, name: str, requests: Sequence[Request]) -> None:
         bench, do = self.bench, self.bench.conditions
@@ -129,13 +154,12 @@ class Experiment:
         for query, sites in heads.items():
             flow = [("reference", query)]
             bench.judge(name, f"heads to {query}", requests, partial(do.cut, flow, sites))
-            for draw in range(bench.config.draws):
-                matched = matched_heads(bench.subject, sites, [bench.config.seed, draw])
-                bench.judge(name, f"random heads to {query} {draw}", requests, partial(do.cut, flow, matched))
+            for alike in (False, True):
+                random = partial(do.cut_random_heads, flow, sites, alike)
+                bench.judge(name, f"{'layer-matched' if alike else 'random'} heads to {query}", requests, random)
 
     def _lenses(self, name: str, requests: Sequence[Request], reading: Reading) -> None:
         bench, do = self.bench, self.bench.conditions
-        bench.judge(name, "unconditional", requests, lambda _, chunk: do.sample(do.empty(chunk)))
         bench.judge(name, "text alone", requests, lambda _, chunk: do.sample(do.empty(chunk, instructed=True)))
         for slots in ("text", bench.config.padding, "instruction"):
             lens = partial(do.lens, reading, slots)
@@ -152,8 +176,8 @@ class Experiment:
             swapped = partial(do.patched, layer, slots, sources)
             bench.ask("swap", name, f"patched {slots}", every, swapped, partial(do.with_both, sources))
         # Text of a third run: what it moves, it moves by being another's.
-        half = len(bases) // 2
-        stranger = {each.name: bases[(i + half) % len(bases)] for i, each in enumerate(bases)}
+        half = len(bases) // 2 // bench.config.batch * bench.config.batch or len(bases) // 2
+        stranger = {each.name: pairs[(i + half) % len(pairs)].source for i, each in enumerate(bases)}
         bench.judge(name, "patched stranger", bases, partial(do.patched, layer, "text", stranger), source)
 
     def _curves(self, name: str) -> dict[str, list[float]]:

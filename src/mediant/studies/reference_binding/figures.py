@@ -210,11 +210,12 @@ def _heads(one: Findings, m: Mapping[str, Measure], tail: str) -> Section:
     for name in one.rows:
         for end in ("text", "image"):
             key = f"heads_ref_to_{end}_{name}"
-            parts.append(f"{name} by {end}: {number(m[key + tail].value)} against {number(m[f'{key}_random{tail}'].value)}")
+            found = (number(m[f"{key}{kind}{tail}"].value) for kind in ("", "_random", "_layer_matched_random"))
+            parts.append("{} by {}: {} ({}; {})".format(name, end, *found))
     text = (
         "How much less a picture would resemble its own run, were one head's view of the reference cut (attribution, validation "
-        f"pairs). Cutting only the heads with the largest values, on other requests, loses: {'; '.join(parts)} with random heads "
-        "of the same blocks."
+        f"pairs). Cutting only the heads with the largest values, on other requests, loses the share given here (in brackets: as "
+        f"many random heads; others of the same blocks): {', '.join(parts)}."
     )
     return Section(f"Which heads carry it: {WHO[tail]} subject", text, figure=figure)
 

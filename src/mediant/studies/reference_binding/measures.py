@@ -1,14 +1,12 @@
 """From verdicts to measures with intervals: what each number means is said here.
 
 A property counts as lost, found or moved only where it was there: interventions are made on requests whose picture showed it to
-begin with, and on pairs whose own picture does not show the other's property anyway. Rates have the judge's known errors taken
-out, and their intervals (Wilson's for the items) are widened by what is not known of those errors.
+begin with and whose empty run does not, and on pairs whose own picture does not show the other's property anyway. Rates have the
+judge's known errors taken out, and their intervals (Wilson's for the items) are widened by what is not known of those errors.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from mediant.core.result import Measure
 from mediant.measures.intervals import wilson
@@ -74,20 +72,19 @@ def _drawing(drawn: Sequence[Mapping[str, bool]], verdicts: Verdicts) -> dict[st
 
 
 def _lens(name: str, config: Config, rows: Rows, errors: Errors | None) -> dict[str, Measure]:
-    kept = [i for i, shown in enumerate(rows["unconditional"]) if not shown]
     what = (
         f"share of pictures made without instruction or reference that show the {name} of a reference whose run's {{}} was put in"
     )
     slots = {"": ("text", "text"), "_padding": (config.padding, "padding"), "_content": ("instruction", "instruction's slots")}
     found = {
         f"lens_{name}{tail}": _rate(
-            _at(rows[f"lens {slot}"], kept), errors, what.format(words) + "; where nothing put in shows it, it is left out",
+            rows[f"lens {slot}"], errors, what.format(words),
             control=f"lens_{name}_without",
         )
         for tail, (slot, words) in slots.items()
     }  # fmt: skip
     found[f"lens_{name}_without"] = _rate(
-        _at(rows["text alone"], kept), errors, f"control: share of pictures of the same instruction alone that show the {name}"
+        rows["text alone"], errors, f"control: share of pictures of the same instruction alone that show the {name}"
     )
     return found
 
@@ -134,10 +131,12 @@ def _heads(name: str, config: Config, rows: Rows, errors: Errors | None, k: int)
         key = f"heads_ref_to_{end}_{name}"
         what = f"share that lose their {name} when the reference is hidden from the {query} in the {k} heads found to carry it"
         found[key] = _lost(rows[f"heads to {query}"], errors, what, control=f"{key}_random")
-        found[f"{key}_random"] = _lost_over_draws(
-            [rows[f"random heads to {query} {draw}"] for draw in range(config.draws)], errors,
-            "control: the same in as many random heads of the same blocks",
-        )  # fmt: skip
+        for tail, kind, which in (("_random", "random", "any"), ("_layer_matched_random", "layer-matched", "the same")):
+            found[f"{key}{tail}"] = _lost(
+                rows[f"{kind} heads to {query}"], errors,
+                f"control: the same in as many other heads of {which} blocks (or all left there), drawn anew for every "
+                f"{config.batch} requests",
+            )  # fmt: skip
     return found
 
 
@@ -197,10 +196,6 @@ def _asked(name: str, config: Config, answers: Mapping[str, Sequence[bool | None
     return found
 
 
-def _at(values: Sequence[bool], places: Sequence[int]) -> list[bool]:
-    return [values[i] for i in places]
-
-
 def _rate(shown: Sequence[bool], errors: Errors | None, definition: str, control: str | None = None) -> Measure:
     if not shown:
         return Measure(value=None, n=0, definition=definition, control=control, reason="no request was left to judge")
@@ -218,11 +213,3 @@ def _lost(shown: Sequence[bool], errors: Errors | None, definition: str, control
     reason = f"{len(shown) - sum(shown)} of {len(shown)} by the judge's own count"
     ends = (1 - kept.ci95[1], 1 - kept.ci95[0])
     return Measure(value=1 - kept.value, n=kept.n, ci95=ends, definition=definition, control=control, reason=reason)
-
-
-def _lost_over_draws(draws: Sequence[Sequence[bool]], errors: Errors | None, definition: str) -> Measure:
-    """Of several draws the mean; the interval is one draw's, since all draws share their requests."""
-    share = float(np.mean([np.mean(shown) for shown in draws])) if draws and draws[0] else 0.0
-    n = len(draws[0]) if draws else 0
-    hits = round(share * n)
-    return _lost([True] * hits + [False] * (n - hits), errors, f"{definition} (mean of {len(draws)} draws)")

@@ -22,7 +22,7 @@ class Data:
     """Requests by property; validation and test share none, and drawn combinations were held out of training.
 
     Attributes:
-        pairs: one instruction with two references each.
+        pairs: one instruction with two references each; their bases are test requests.
     """
 
     name: str
@@ -49,11 +49,12 @@ def _drawn(config: Config) -> Data:
     single = partial(requests.generate, split="heldout", size=size)
     pair = partial(requests.generate_pairs, split="heldout", size=size)
     first, second = config.seed, config.seed + 1
+    pairs: dict[str, Sequence[RequestPair]] = {name: pair(name, config.n, seed=first) for name in config.properties}
     return Data(
         "drawn, held-out combinations",
-        {name: single(name, config.n, seed=first) for name in config.properties},
+        {name: [each.base for each in found] for name, found in pairs.items()},
         {name: single(name, config.n_validation, seed=second) for name in config.properties},
-        {name: pair(name, config.n, seed=first) for name in config.properties},
+        pairs,
         {name: pair(name, config.n_validation, seed=second) for name in config.properties},
         single("text", config.n_text, seed=first),
     )

@@ -47,6 +47,9 @@ def generate(bucket: str, n: int, *, seed: int = 0, split: Split = "main", size:
 def generate_pairs(bucket: str, n: int, *, seed: int = 0, split: Split = "main", size: int = SIZE) -> list[RequestPair]:
     """`n` pairs of a bucket: one instruction, references that differ in the property, noise of their own.
 
+    Bases are of the split. So are sources of "main"; in "heldout" they may be of either, since few kinds have two values of one
+    factor held out.
+
     Raises:
         UnknownName: a bucket whose requests take no property of a reference.
     """
@@ -55,7 +58,8 @@ def generate_pairs(bucket: str, n: int, *, seed: int = 0, split: Split = "main",
     random, found = Random(f"{bucket}/{seed}/{split}/pairs"), list[RequestPair]()
     while len(found) < n:
         name, state = f"{bucket}-{split}-{seed}-pair-{len(found)}", random.random()
-        one, two = (_sketched(Random(f"{state}"), bucket, split, other=side) for side in ("source", "base"))
+        one = _sketched(Random(f"{state}"), bucket, "main" if split == "main" else None, other="source")
+        two = _sketched(Random(f"{state}"), bucket, split, other="base")
         if one.instruction == two.instruction and one.factors[bucket] != two.factors[bucket]:
             found.append(RequestPair(one.drawn(f"{name}-source", bucket, size), two.drawn(f"{name}-base", bucket, size)))
     return found
@@ -82,10 +86,11 @@ def draw_request(random: Random, bucket: str, name: str, split: Split = "main", 
     return _sketched(random, bucket, split).drawn(name, bucket, size)
 
 
-def _sketched(random: Random, bucket: str, split: Split, other: str = "") -> "_Sketch":
+def _sketched(random: Random, bucket: str, split: Split | None, other: str = "") -> "_Sketch":
     """What a request is about.
 
     Args:
+        split: None for either.
         other: what is asked for is drawn from `random` alone; the property comes from this text as well, so that requests
             of one `random` and several texts differ in the property alone.
     """
@@ -95,7 +100,7 @@ def _sketched(random: Random, bucket: str, split: Split, other: str = "") -> "_S
     for attempt in range(1000):
         asked, taken = Random(f"{state}/{attempt}"), Random(f"{state}/{attempt}/{other}")
         sketch, met = _SKETCHED[bucket](asked, taken)
-        if any(held_out(*each) for each in met) == (split == "heldout"):
+        if split is None or any(held_out(*each) for each in met) == (split == "heldout"):
             return sketch
     raise AssertionError("both splits have combinations of every bucket")
 
