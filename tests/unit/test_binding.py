@@ -128,6 +128,18 @@ def test_what_was_made_of_the_same_requests_is_made_once_per_thread(conditions: 
     torch.testing.assert_close(elsewhere[1].inputs["prompt_embeds"], batch.inputs["prompt_embeds"])
 
 
+def test_random_keys_differ_from_chunk_to_chunk(conditions: Conditions):
+    hidden = []
+    for name in "ab":
+        chunk = [request(name)]
+        batch = conditions.encoded(chunk)
+        keyed = method.random_keys(batch, conditions.config.seed + chunk[0].seed)
+        wanted = method.knockout(conditions.subject, keyed, [("random keys", "text")], steps=STEPS)
+        assert torch.equal(conditions.cut_random("text", batch, chunk), wanted)
+        hidden.append(keyed.spans[0]["random keys"])
+    assert hidden[0] != hidden[1]
+
+
 @pytest.mark.parametrize("alike", [False, True])
 def test_random_heads_are_as_many_others_and_drawn_anew_for_every_chunk(conditions: Conditions, alike: bool):
     sites, flow = [Site("head_z", 1, 0), Site("head_z", 2, 1)], [("reference", "picture")]

@@ -168,3 +168,11 @@ def test_reading_the_catalogue_needs_no_torch() -> None:
     out = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, check=True).stdout
     assert "'smollm2-135m'" in out
     assert out.strip().endswith("False")
+
+
+def test_no_shipped_file_names_a_folder_of_the_machine_that_made_it():
+    from mediant import zoo
+
+    files = list(Path(zoo.__path__[0]).rglob("model/**/*.json"))
+    assert len(files) > 10
+    assert [str(file) for file in files if "_name_or_path" in file.read_text(encoding="utf-8")] == []

@@ -99,9 +99,9 @@ class Conditions:
         """Flows cut in some blocks."""
         return method.knockout(self.subject, batch, flows, steps=self.steps, layers=layers)
 
-    def cut_random(self, query: str, batch: Batch, _: Sequence[Request]) -> Latents:
+    def cut_random(self, query: str, batch: Batch, chunk: Sequence[Request]) -> Latents:
         """As many tokens of text and picture as the reference has, drawn for each request, hidden in its place."""
-        keyed = method.random_keys(batch, self.config.seed)
+        keyed = method.random_keys(batch, self.config.seed + chunk[0].seed)
         return method.knockout(self.subject, keyed, [("random keys", query)], steps=self.steps)
 
     def strengthened(self, layers: Sequence[int], flow: Flow, beta: float, batch: Batch, _: Sequence[Request]) -> Latents:
@@ -109,10 +109,10 @@ class Conditions:
         return method.strengthened(self.subject, batch, flow, beta, layers=layers, steps=self.steps)
 
     def strengthened_at_random(
-        self, layers: Sequence[int], flow: Flow, beta: float, batch: Batch, _: Sequence[Request]
+        self, layers: Sequence[int], flow: Flow, beta: float, batch: Batch, chunk: Sequence[Request]
     ) -> Latents:
         """As many random tokens strengthened for the flow's readers as the reference has."""
-        keyed = method.random_keys(batch, self.config.seed)
+        keyed = method.random_keys(batch, self.config.seed + chunk[0].seed)
         return method.strengthened(self.subject, keyed, ("random keys", flow[1]), beta, layers=layers, steps=self.steps)
 
     def drop(self, at: int, batch: Batch, _: Sequence[Request]) -> Latents:

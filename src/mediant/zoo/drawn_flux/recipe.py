@@ -273,5 +273,13 @@ def save(pipeline: Any, folder: Path, slots: int) -> None:
     logging.disable_progress_bar()
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(folder)
+    _forget_where(folder / "vae" / "config.json")
     sampling = {"steps": 4, "slots": slots, "layers": list(range(1, ENCODER_LAYERS + 1))}
     (folder / SETTINGS).write_text(json.dumps(sampling) + "\n", encoding="utf-8")
+
+
+def _forget_where(config: Path) -> None:
+    """The library notes the folder that a part was loaded from, which nobody else has."""
+    said = json.loads(config.read_text(encoding="utf-8"))
+    said.pop("_name_or_path", None)
+    config.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
