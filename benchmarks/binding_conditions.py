@@ -1,14 +1,15 @@
 """When does what a reference shows go through the text by itself? One small generator per condition, all else alike.
 
-    OMP_NUM_THREADS=1 python benchmarks/binding_conditions.py FOLDER [CONDITION ...]    # may be stopped at any time
+    python benchmarks/binding_conditions.py FOLDER [--device cuda] [--only CONDITION]     # may be stopped at any time
 
-Every condition trains drawn-flux's recipe anew, with the shipped autoencoder and fewer steps, and changes one thing. Then the
-reference is hidden from the text, and from the picture, in all blocks, and the share of pictures that lose the property is
-counted (held-out combinations, the shipped judge, Wilson intervals). Rows go to `results/binding_conditions.jsonl`.
+Every condition trains drawn-flux's recipe anew, with the shipped autoencoder and a quarter of the steps, and changes one thing.
+Then the reference is hidden from the text, from its padding, and from the picture, in all blocks, and the share of pictures that
+lose the property is counted (held-out combinations, the shipped judge, Wilson intervals). Rows go to
+`results/binding_conditions.jsonl`.
 """
 
+import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,26 +22,39 @@ from mediant.studies.reference_binding.verdicts import PROPERTIES, DrawnVerdicts
 from mediant.subject import catalogue, load
 from mediant.subject.generator import ImageGenerator
 from mediant.tasks.pictures import requests
+from mediant.tasks.requests import Request
 from mediant.zoo.drawn_flux import recipe
+from mediant.zoo.drawn_flux.bank import enlarged
 from mediant.zoo.drawn_flux.parts import Geometry
 from mediant.zoo.drawn_flux.recipe import Plan
 
 RESULTS = Path(__file__).parent / "results" / "binding_conditions.jsonl"
-STEPS, N, AT_ONCE = 2_500, 120, 40
-SHORT = Plan(loop=replace(recipe.DRAWING, steps=STEPS))
+N, AT_ONCE = 200, 40
+SHORT = Plan(share=0.25)
 CONDITIONS = {
     "as it is": SHORT,
     "twice as deep": replace(SHORT, geometry=Geometry(single=12)),
     "a reader that learnt first and stays as it is": replace(SHORT, frozen_text=True),
     "twice as many text slots": replace(SHORT, geometry=Geometry(slots=64)),
     "picture blind to the reference in half of the steps": replace(SHORT, blind=0.5),
+    "a reference of four times as many tokens": replace(SHORT, enlarge=2),
+    "four times as long": replace(SHORT, share=1.0),
 }
-CUTS = {"ref_to_text": [("reference", "text")], "ref_to_image": [("reference", "picture")]}
+CUTS = {
+    "ref_to_text": [("reference", "text")],
+    "ref_to_padding": [("reference", "beside")],
+    "ref_to_image": [("reference", "picture")],
+}
 
 
-def shown(flux: ImageGenerator, judge: Verdicts, name: str, cuts: list[tuple[str, str]]) -> list[bool]:
-    """For each test request, whether its picture shows the property."""
+def asked(name: str, plan: Plan) -> list[Request]:
+    """Test requests, their references as large as the condition wants."""
     every = requests.generate(name, N, seed=0, split="heldout")
+    return [replace(each, references=tuple(enlarged(one[None], plan.enlarge)[0] for one in each.references)) for each in every]
+
+
+def shown(flux: ImageGenerator, judge: Verdicts, name: str, every: list[Request], cuts: list[tuple[str, str]]) -> list[bool]:
+    """For each test request, whether its picture shows the property."""
     found: list[bool] = []
     for i in range(0, N, AT_ONCE):
         chunk = every[i : i + AT_ONCE]
@@ -50,42 +64,53 @@ def shown(flux: ImageGenerator, judge: Verdicts, name: str, cuts: list[tuple[str
     return found
 
 
-def rows(condition: str, flux: ImageGenerator, judge: Verdicts) -> list[dict[str, object]]:
+def rows(condition: str, flux: ImageGenerator, judge: Verdicts, plan: Plan, *, device: str) -> list[dict[str, object]]:
     """One row per property."""
     found = []
+    pace = recipe.pace_on(device)
     for name in PROPERTIES:
-        before = shown(flux, judge, name, [])
+        every = asked(name, plan)
+        before = shown(flux, judge, name, every, [])
         had = [i for i, one in enumerate(before) if one]
         row: dict[str, object] = {
-            "condition": condition, "property": name, "edit_success": len(had) / N, "edit_success_ci95": wilson(len(had), N),
+            "condition": condition, "property": name, "steps": round(plan.share * pace.drawing.steps), "batch": pace.batch,
+            "edit_success": len(had) / N, "edit_success_ci95": wilson(len(had), N), "n": len(had),
         }  # fmt: skip
         for key, cuts in CUTS.items():
-            after = shown(flux, judge, name, cuts)
+            after = shown(flux, judge, name, every, cuts)
             lost = sum(not after[i] for i in had)
-            row |= {f"{key}_lost": lost / max(1, len(had)), f"{key}_ci95": wilson(lost, max(1, len(had))), "n": len(had)}
+            row |= {f"{key}_lost": lost / max(1, len(had)), f"{key}_ci95": wilson(lost, max(1, len(had)))}
         found.append(row)
     return found
 
 
-def main(folder: Path, chosen: list[str]) -> None:
+def main() -> None:
     """Train what is not there yet, then measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", choices=list(CONDITIONS), help="one condition")
+    parser.add_argument("--autoencoder", type=Path, help="a pipeline's folder, instead of the shipped one's")
+    parser.add_argument("--judge", type=Path, help="a judge's folder, instead of the shipped one")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    shipped = {name: catalogue.shipped(catalogue.card(name)) for name in ("drawn-flux", "drawn-judge")}
-    judge = DrawnVerdicts(PictureJudge.load(shipped["drawn-judge"] or Path("drawn-judge")))
-    for condition in chosen or CONDITIONS:
-        place = folder / condition.replace(" ", "-")
+    autoencoder = given.autoencoder or catalogue.shipped(catalogue.card("drawn-flux"))
+    for condition in [given.only] if given.only else CONDITIONS:
+        place = given.folder / condition.replace(" ", "-")
         done = recipe.teach(
-            place, seconds=10**9, plan=CONDITIONS[condition], autoencoder=shipped["drawn-flux"],
+            place, seconds=10**9, plan=CONDITIONS[condition], autoencoder=autoencoder, device=given.device,
             tell=lambda stage, step, n, loss: step % 100 == 0 and print(stage, step, n, round(loss, 4), flush=True),
         )  # fmt: skip
-        flux = load(place / "model")
+        flux = load(place / "model", device=given.device)
         assert done
         assert isinstance(flux, ImageGenerator)
-        with RESULTS.open("a", encoding="utf-8") as file:
-            for row in rows(condition, flux, judge):
+        judge = DrawnVerdicts(PictureJudge.load(given.judge or catalogue.shipped(catalogue.card("drawn-judge"))))
+        with given.results.open("a", encoding="utf-8") as file:
+            for row in rows(condition, flux, judge, CONDITIONS[condition], device=given.device):
                 print(json.dumps(row))
                 file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main()

@@ -234,7 +234,13 @@ def fetch_model(name: str, *, source: Annotated[Path | None, Parameter(name="--f
 
 
 @models_app.command(name="train")
-def train_model(name: str, *, out: Path, minutes: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 40.0) -> None:
+def train_model(
+    name: str,
+    *,
+    out: Path,
+    minutes: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 40.0,
+    device: str = "cpu",
+) -> None:
     """Make a model of the catalogue anew from its recipe; call it again to go on.
 
     Parameters
@@ -242,6 +248,7 @@ def train_model(name: str, *, out: Path, minutes: Annotated[float, Parameter(val
     name: Name in the catalogue.
     out: Folder of the training, and at its end of the model.
     minutes: Stop after so long; everything is kept.
+    device: cpu for one thread, or cuda; where there is a recipe for it, a GPU learns from more, for longer.
     """
     from importlib import import_module
 
@@ -251,6 +258,9 @@ def train_model(name: str, *, out: Path, minutes: Annotated[float, Parameter(val
     if not card.recipe:
         have = ", ".join(each.name for each in catalogue.models().values() if each.recipe)
         raise MediantError(f"{name} comes from elsewhere and has no recipe; these have: {have}")
+    from mediant.subject.loading import resolved_device
+
+    where = str(resolved_device(device))
     _quiet_libraries()
     from rich.console import Console
     from rich.progress import Progress
@@ -261,8 +271,10 @@ def train_model(name: str, *, out: Path, minutes: Annotated[float, Parameter(val
         def tell(stage: str, step: int, steps: int, loss: float) -> None:
             progress.update(task, completed=step, total=steps, description=f"{name}: {stage}, loss {loss:.3f}")
 
-        done = import_module(f"mediant.zoo.{card.folder}.recipe").teach(out, seconds=60 * minutes, tell=tell)
-    _say(str(out / "model") if done else f"not done yet; go on with: mediant models train {name} --out {out}")
+        recipe = import_module(f"mediant.zoo.{card.folder}.recipe")
+        done = recipe.teach(out, seconds=60 * minutes, tell=tell, device=where)
+    more = "" if device == "cpu" else f" --device {device}"
+    _say(str(out / "model") if done else f"not done yet; go on with: mediant models train {name} --out {out}{more}")
 
 
 @data_app.default

@@ -39,5 +39,7 @@ def _cache() -> Iterator[str]:
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(existing).free / 1e9
     yield f"{' ' if free > ROOM_GB else '!'} cache         {folder} ({free:.1f} GB free)"
-    for name, card in catalogue.models().items():
-        yield f"  {name:<17}{fetch.is_fetched(name) or f'not here; {card.how_to_get}'}"
+    cards = catalogue.models()
+    width = max(map(len, cards)) + 2
+    for name, card in cards.items():
+        yield f"  {name:<{width}}{fetch.is_fetched(name) or f'not here; {card.how_to_get}'}"

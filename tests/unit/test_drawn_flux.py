@@ -1,18 +1,20 @@
 """drawn-flux's recipe: latents and slots are the pipeline's own, and a planted route is the only one there is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from mediant.subject.generator import Sampling
 from mediant.subject.pipelines import wrap_pipeline
 from mediant.tasks.pictures import requests
 from mediant.tasks.requests import BUCKETS
 from mediant.zoo.drawn_flux import parts, recipe, routes
-from mediant.zoo.drawn_flux.bank import Bank, pictures
+from mediant.zoo.drawn_flux.bank import Bank, enlarged, pictures
 from mediant.zoo.drawn_flux.parts import Geometry
 from mediant.zoo.drawn_flux.recipe import Drawing, Plan
 
@@ -25,9 +27,8 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> Drawing:
     words, vae = parts.tokenizer(), parts.autoencoder().eval()
     recipe.measure_latents(vae, pictures(16, seed=0))
     encoder, dit = parts.text_encoder(words, SMALL.slots).eval(), parts.transformer(SMALL).eval()
-    return Drawing(
-        vae, dit, encoder, words, Plan(SMALL, ways={"colour": "padding", "identity": "picture"}), tmp_path_factory.mktemp("b")
-    )
+    plan = Plan(SMALL, ways={"colour": "padding", "identity": "picture"})
+    return Drawing(vae, dit, encoder, words, plan, recipe.ON_A_THREAD, tmp_path_factory.mktemp("b"))
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +171,31 @@ def test_the_reference_is_the_librarys_image(tmp_path: Path):
         for each in (request.references[0], tmp_path / "a.png")
     )
     assert torch.equal(one, two)
+
+
+def test_what_another_machine_began_settles_here(lesson: Drawing, bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It begins with that model's weights, keeps its autoencoder, and moves the rest."""
+    begun = tmp_path / "begun"
+    pipeline = parts.pipeline(lesson.vae, lesson.encoder, lesson.words, lesson.dit)
+    pipeline.save_pretrained(begun)
+    loop = replace(recipe.ON_A_THREAD.settling, steps=1, warmup=0, lr=1e-4)
+    monkeypatch.setattr(recipe, "ON_A_THREAD", replace(recipe.ON_A_THREAD, settling=loop, batch=4, requests=96))
+    told: list[str] = []
+    done = recipe.teach(
+        tmp_path / "out", seconds=60, tell=lambda stage, *_: told.append(stage), plan=Plan(SMALL), begin=begun
+    )  # fmt: skip
+    assert done
+    assert told == ["settling"]
+    before, after = lesson.dit.state_dict(), load_file(tmp_path / "out/model/transformer/diffusion_pytorch_model.safetensors")
+    apart = max(float((after[name].float() - value).abs().max()) for name, value in before.items())
+    assert 0 < apart < 2e-3
+    kept = load_file(tmp_path / "out/model/vae/diffusion_pytorch_model.safetensors")
+    assert torch.equal(kept["bn.running_mean"], lesson.vae.bn.running_mean.half())
+
+
+def test_an_enlarged_reference_is_the_same_picture():
+    picture = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    large = enlarged(picture, 2)
+    assert large.shape == (2, 16, 16, 3)
+    assert np.array_equal(large[:, ::2, ::2], picture)
+    assert np.array_equal(large[:, 1::2, 1::2], picture)

@@ -42,6 +42,28 @@ def test_intervals_cover_the_truth_when_the_judge_is_measured_on_few_pictures():
     assert covered / 400 > 0.93
 
 
+def test_more_than_the_errors_allow_leaves_the_items_own_interval():
+    """A judge that misses one in ten said yes to all: its errors do not hold here, and a hundred items are still a hundred."""
+    errors = Errors(900, 1000, 20, 1000)
+    assert corrected(100, 100, errors).ci95 == pytest.approx(wilson(100, 100))
+    assert corrected(0, 100, Errors(1000, 1000, 200, 1000)).ci95 == pytest.approx(wilson(0, 100))
+
+
+def test_what_the_judge_chose_is_not_counted_as_missed():
+    """Chosen by a judge that misses at random: what stays is seen again, what goes is rarely; the truth is recovered."""
+    random, truth, errors = np.random.default_rng(1), 0.6, Errors(4500, 5000, 100, 5000)
+    covered, found = 0, []
+    for _ in range(300):
+        still = random.random(100) < truth
+        seen = np.where(still, 1.0, random.random(100) < 1 - errors.specificity)
+        one = corrected(int(seen.sum()), 100, errors, chosen=True)
+        found.append(one.value)
+        covered += one.ci95[0] <= truth <= one.ci95[1]
+    assert np.mean(found) == pytest.approx(truth, abs=0.01)
+    assert covered / 300 > 0.94
+    assert corrected(60, 100, errors).value > corrected(60, 100, errors, chosen=True).value
+
+
 def test_a_judge_no_better_than_a_coin_is_refused():
     with pytest.raises(TaskError, match="better than chance"):
         corrected(5, 10, Errors(50, 100, 50, 100))

@@ -11,7 +11,7 @@ widens the interval by what is not known of it.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +58,13 @@ class Errors:
         return 1 - self.false_alarms / self.n_absent
 
 
-def corrected(successes: int, n: int, errors: Errors) -> Estimate:
+def corrected(successes: int, n: int, errors: Errors, *, chosen: bool = False) -> Estimate:
     """A rate with the judge's error taken out (Rogan & Gladen 1978), and an interval that has both sources of error.
+
+    Args:
+        chosen: whether the judge itself chose the items, as showing the property before anything was done. It says the same again
+            of what stayed the same, so a property that is still there may be seen as surely as once more, or as seldom as in any
+            picture: the rate takes the former, the interval has room for both.
 
     Raises:
         TaskError: no items, or a judge no better than a coin.
@@ -67,15 +72,29 @@ def corrected(successes: int, n: int, errors: Errors) -> Estimate:
     power = errors.sensitivity + errors.specificity - 1
     if n < 1 or power <= 0:
         raise TaskError(f"a rate needs items and a judge better than chance, got n = {n} and {errors}")
+    if chosen:
+        sure = _corrected(successes, n, replace(errors, hits=errors.n_present))
+        low, high = zip(sure.ci95, _corrected(successes, n, errors).ci95, strict=True)
+        return Estimate(sure.value, (min(low), max(high)), n)
+    return _corrected(successes, n, errors)
+
+
+def _corrected(successes: int, n: int, errors: Errors) -> Estimate:
+    power = errors.sensitivity + errors.specificity - 1
     seen = successes / n
     rate = (seen + errors.specificity - 1) / power
     low, high = wilson(successes, n)
     hit, miss = _half(errors.hits, errors.n_present), _half(errors.false_alarms, errors.n_absent)
     # The judge's part of the spread, to first order; the items' own part is Wilson's, scaled by the judge's power.
     spread = ((rate * hit) ** 2 + ((1 - rate) * miss) ** 2) ** 0.5 / power
-    below, above = (((seen - low) / power) ** 2 + spread**2) ** 0.5, (((high - seen) / power) ** 2 + spread**2) ** 0.5
+    bottom, top = (
+        rate - (((seen - low) / power) ** 2 + spread**2) ** 0.5,
+        rate + (((high - seen) / power) ** 2 + spread**2) ** 0.5,
+    )
+    # More was seen, or less, than the judge's errors allow: they do not hold for these items, whose own spread is left.
+    bottom, top = (low if bottom >= 1 else bottom), (high if top <= 0 else top)
     within = min(1.0, max(0.0, rate))
-    return Estimate(within, (max(0.0, min(within, rate - below)), min(1.0, max(within, rate + above))), n)
+    return Estimate(within, (max(0.0, min(within, bottom)), min(1.0, max(within, top))), n)
 
 
 def _half(successes: int, n: int) -> float:

@@ -61,10 +61,12 @@ def load(
     if (Path(source) / pipelines.INDEX).is_file():
         if device_map is not None:
             raise SubjectError("an image generator is loaded on one device, not with device_map")
-        return pipelines.load_pipeline(Path(source), name=str(name), dtype=dtype, device=_device(device), fingerprint=fingerprint)
+        return pipelines.load_pipeline(
+            Path(source), name=str(name), dtype=dtype, device=resolved_device(device), fingerprint=fingerprint
+        )
     model, tokenizer, images = _from_pretrained(source, gguf_file, dtype, device_map)
     if device_map is None:
-        model.to(_device(device))
+        model.to(resolved_device(device))
     return wrap(model, tokenizer, images, name=str(name), fingerprint=fingerprint)
 
 
@@ -105,7 +107,12 @@ def shape_of(config: "PretrainedConfig") -> Shape:
     )
 
 
-def _device(device: str | None) -> torch.device:
+def resolved_device(device: str | None) -> torch.device:
+    """A device by its name; by default a GPU where there is one.
+
+    Raises:
+        SubjectError: there is none of that name here.
+    """
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(chosen)

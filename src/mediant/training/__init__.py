@@ -2,6 +2,6 @@
 
 from mediant.training.adapters import answer_loss, train_adapter
 from mediant.training.checkpoint import LoggedStep
-from mediant.training.loop import LoopConfig, TrainingLog, step_generator, train
+from mediant.training.loop import LoopConfig, TrainingLog, chance_on, step_generator, train
 
-__all__ = ["LoggedStep", "LoopConfig", "TrainingLog", "answer_loss", "step_generator", "train", "train_adapter"]
+__all__ = ["LoggedStep", "LoopConfig", "TrainingLog", "answer_loss", "chance_on", "step_generator", "train", "train_adapter"]

@@ -109,6 +109,14 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
+def chance_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """A source of chance on a device that follows from a step's own; on a CPU that itself."""
+    if device.type == "cpu":
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)
+
+
 def train(
     parameters: Mapping[str, Tensor],
     loss_of: LossOf,

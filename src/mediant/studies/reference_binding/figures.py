@@ -71,16 +71,20 @@ def _summary(m: Mapping[str, Measure], names: Sequence[str], tail: str) -> Secti
             row += [_cell(_of(m, what, name, tail)), f"{published[name]:.1f}" if name in published else "-"]
         rows.append(row)
     both = [
-        (measure.value, published[name])
+        (what, name, measure.value, published[name])
         for what, published in PUBLISHED.items()
         for name in published
         if (measure := _of(m, what, name, tail)) is not None and measure.value is not None
     ]
-    same = sum((value >= 0.5) == (theirs >= 50) for value, theirs in both)
+    apart = [(what, name) for what, name, value, theirs in both if (value >= 0.5) != (theirs >= 50)]
     text = (
-        f"The {WHO[tail]} subject beside the published FLUX.2 [klein] 9B, in percent, with 95 % intervals. In {same} of "
-        f"{len(both)} cells both lie on the same side of one half."
+        f"The {WHO[tail]} subject beside the published FLUX.2 [klein] 9B, in percent, with 95 % intervals. In "
+        f"{len(both) - len(apart)} of {len(both)} cells both lie on the same side of one half."
     )
+    for name in names:
+        cells = [what.replace("_", " ") for what, other in apart if other == name]
+        if cells:
+            text += f" They part over {name}: {', '.join(cells)}."
     header = ["", *(head for name in names for head in (name, "paper"))]
     return Section(f"The paper's three tables: {WHO[tail]} subject", text, table=Table(header, rows))
 

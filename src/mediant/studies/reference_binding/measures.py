@@ -3,6 +3,7 @@
 A property counts as lost, found or moved only where it was there: interventions are made on requests whose picture showed it to
 begin with and whose empty run does not, and on pairs whose own picture does not show the other's property anyway. Rates have the
 judge's known errors taken out, and their intervals (Wilson's for the items) are widened by what is not known of those errors.
+What is lost is counted among requests that the judge chose, of which it says the same again where nothing changed (`corrected`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -196,18 +197,20 @@ def _asked(name: str, config: Config, answers: Mapping[str, Sequence[bool | None
     return found
 
 
-def _rate(shown: Sequence[bool], errors: Errors | None, definition: str, control: str | None = None) -> Measure:
+def _rate(
+    shown: Sequence[bool], errors: Errors | None, definition: str, control: str | None = None, *, chosen: bool = False
+) -> Measure:
     if not shown:
         return Measure(value=None, n=0, definition=definition, control=control, reason="no request was left to judge")
     if errors is None:
         return _counted(shown, definition, control)
-    one = corrected(sum(shown), len(shown), errors)
+    one = corrected(sum(shown), len(shown), errors, chosen=chosen)
     reason = f"{sum(shown)} of {len(shown)} by the judge's own count"
     return Measure(value=one.value, n=one.n, ci95=one.ci95, definition=definition, control=control, reason=reason)
 
 
 def _lost(shown: Sequence[bool], errors: Errors | None, definition: str, control: str | None = None) -> Measure:
-    kept = _rate(shown, errors, definition, control)
+    kept = _rate(shown, errors, definition, control, chosen=True)
     if kept.value is None or kept.ci95 is None:
         return kept
     reason = f"{len(shown) - sum(shown)} of {len(shown)} by the judge's own count"

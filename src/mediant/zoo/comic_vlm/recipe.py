@@ -173,7 +173,8 @@ class Teaching:
         n = 2 * BATCH if panels == 1 else BATCH
         drawn = [lessons.draw(random, kind, self.bank, panels, alone=self.stage.alone) for _ in range(n)]
         inputs, labels = self.batch(drawn)
-        loss: Tensor = self.model(**inputs, labels=labels).loss
+        device = self.model.device
+        loss: Tensor = self.model(**{name: each.to(device) for name, each in inputs.items()}, labels=labels.to(device)).loss
         return loss
 
     def batch(self, drawn: list[lessons.Lesson]) -> tuple[dict[str, Tensor], Tensor]:
@@ -220,7 +221,9 @@ def image_processor() -> Any:
     )  # fmt: skip
 
 
-def teach(folder: Path, *, seconds: float, tell: Callable[[str, int, int, float], None], frozen: bool = False) -> bool:
+def teach(
+    folder: Path, *, seconds: float, tell: Callable[[str, int, int, float], None], device: str = "cpu", frozen: bool = False
+) -> bool:
     """Train in the folder, going on where an earlier call stopped; whether it is done, and then the model is in `model/`.
 
     Args:
@@ -230,7 +233,7 @@ def teach(folder: Path, *, seconds: float, tell: Callable[[str, int, int, float]
     """
     begun, words = time.monotonic(), tokenizer()
     learner = model(config(words))
-    learner.train()
+    learner.to(device).train()
     for stage in STAGES:
         teaching = Teaching(learner, words, stage)
         left = max(0.0, seconds - (time.monotonic() - begun))
@@ -247,7 +250,7 @@ def teach(folder: Path, *, seconds: float, tell: Callable[[str, int, int, float]
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    for part in (learner.eval(), words, image_processor()):
+    for part in (learner.cpu().eval(), words, image_processor()):
         part.save_pretrained(folder / "model")
     return True
 

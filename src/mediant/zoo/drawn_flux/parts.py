@@ -23,7 +23,7 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-LATENT_CHANNELS, SIDE = 32, 4
+LATENT_CHANNELS = 32
 # Hidden neurons per channel; as many as leave the whole subject under 16 MiB.
 MLP_RATIO = 2.875
 ENCODER_LAYERS, ENCODER_WIDTH = 3, 64
@@ -136,6 +136,6 @@ def pipeline(
     return made
 
 
-def as_input(pixels: Pixels) -> Tensor:
+def as_input(pixels: Pixels | Tensor) -> Tensor:
     """Pictures (n, height, width, 3) as the autoencoder takes them: (n, 3, height, width) from -1 to 1."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return torch.as_tensor(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1)

@@ -1,43 +1,43 @@
 """drawn-flux from nothing: a FLUX.2 Klein that draws from text and edits with a reference.
 
     mediant models train drawn-flux --out FOLDER        # may be stopped at any time; calling it again goes on
+    mediant models train drawn-flux --out FOLDER --device cuda      # more pictures, for longer: how the shipped one was made
 
 First the autoencoder learns pictures of the drawn world, then transformer and text encoder learn together to take noise out of
 its latents (flow matching; Lipman et al. 2023, arXiv 2210.02747), for all buckets of requests at once.
 """
 
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mediant.subject.pipelines import SETTINGS
 from mediant.tasks.pictures.painter import Pixels
-from mediant.training.loop import LoopConfig, train
+from mediant.training.loop import LoopConfig, chance_on, train
+from mediant.training.recording import Recorded
 from mediant.training.short_attention import written_out
 from mediant.zoo.drawn_flux import parts, routes
 from mediant.zoo.drawn_flux.bank import Bank, pictures
-from mediant.zoo.drawn_flux.parts import ENCODER_LAYERS, SIDE, Geometry
+from mediant.zoo.drawn_flux.parts import ENCODER_LAYERS, Geometry
 from mediant.zoo.drawn_flux.routes import Route
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLFlux2
 
-PICTURES_LOOP = LoopConfig(steps=9_000, lr=1.5e-3, weight_decay=0.01, warmup=100, schedule="cosine", log_every=10, grad_clip=1.0)
-READING = replace(PICTURES_LOOP, steps=1_000)
-DRAWING, GEOMETRY = replace(PICTURES_LOOP, steps=8_000, lr=1.5e-3, warmup=300), Geometry()
-PICTURES, PICTURE_BATCH = 8_000, 8
 # Noise on latents, in units of their spread, that the decoder has to bear: the transformer's latents will never be exact.
 BLUR = 0.1
-REQUESTS, BATCH = 30_000, 48
 # Weight of the latents' divergence from a standard normal: just enough to keep them from growing.
 KL = 2e-5
 TEXT_ONLY, EDITS = ("text",), ("colour", "style", "identity", "add", "remove")
@@ -45,6 +45,40 @@ TEXT_ONLY, EDITS = ("text",), ("colour", "style", "identity", "add", "remove")
 LATE = 0.25
 # How often a step draws from text alone, and how many of those instructions are empty.
 ALONE, EMPTY = 0.3, 0.15
+_LOOP = LoopConfig(steps=9_000, lr=1.5e-3, weight_decay=0.01, warmup=100, schedule="cosine", log_every=10, grad_clip=1.0)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How much is learnt: what a machine can bear.
+
+    Attributes:
+        pictures, picture_batch: that the autoencoder learns from, and those of a step.
+        requests, batch: that the transformer learns from, and those of a step.
+        workers: processes that draw them.
+    """
+
+    pictures: int
+    picture_batch: int
+    seeing: LoopConfig
+    requests: int
+    batch: int
+    drawing: LoopConfig
+    reading: LoopConfig = field(default_factory=lambda: replace(_LOOP, steps=1_000))
+    settling: LoopConfig = field(default_factory=lambda: replace(_LOOP, steps=1_600, lr=8e-4))
+    workers: int = 1
+
+
+ON_A_THREAD = Pace(8_000, 8, _LOOP, 30_000, 48, replace(_LOOP, steps=8_000, warmup=300))
+ON_A_GPU = Pace(
+    20_000, 96, replace(_LOOP, steps=7_000, save_every=1_000),
+    80_000, 192, replace(_LOOP, steps=4_200, warmup=300, save_every=500), workers=16,
+)  # fmt: skip
+
+
+def pace_on(device: str) -> Pace:
+    """The pace of a device."""
+    return ON_A_THREAD if device == "cpu" else ON_A_GPU
 
 
 @dataclass(frozen=True)
@@ -55,43 +89,91 @@ class Plan:
         ways: bucket -> the way its property is made to take, see `routes.py`; none for a natural subject.
         blind: in what share of the edits the picture does not see the reference.
         frozen_text: whether the text encoder first learns to read, as a language model of instructions, and then stays as it is.
+        enlarge: how much longer the reference's side is than the picture's.
+        share: of the pace's steps of drawing, how many are taken.
     """
 
-    geometry: Geometry = GEOMETRY
-    loop: LoopConfig = DRAWING
+    geometry: Geometry = field(default_factory=Geometry)
     ways: dict[str, Route] = field(default_factory=dict)
     frozen_text: bool = False
     blind: float = 0.0
+    enlarge: int = 1
+    share: float = 1.0
 
 
 NATURAL = Plan()
 
 
-@dataclass(eq=False)
-class Seeing:
-    """The autoencoder's lesson: the picture back from latents that are a little noisy."""
+class Redrawing(nn.Module):
+    """How far a picture is from what the autoencoder makes of it, when its latents are a little noisy."""
 
-    vae: "AutoencoderKLFlux2"
+    def __init__(self, vae: "AutoencoderKLFlux2") -> None:
+        super().__init__()
+        self.vae = vae
 
-    @cached_property
-    def bank(self) -> Pixels:
-        """Pictures drawn once; half a minute."""
-        return pictures(PICTURES, seed=0)
-
-    def loss(self, _: int, generator: torch.Generator) -> Tensor:
+    def forward(self, wanted: Float[Tensor, "n 3 h w"], noise: Float[Tensor, "n channel y x"]) -> Float[Tensor, ""]:
         """Absolute and squared error of pixels, absolute error of their differences, and the latents' divergence."""
-        chosen = torch.randint(len(self.bank), (PICTURE_BATCH,), generator=generator)
-        wanted = parts.as_input(self.bank[chosen.numpy()])
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(wanted.device.type, torch.bfloat16, cache_enabled=False):
             latents: Any = self.vae.encode(wanted).latent_dist
             # Channel by channel, since that is how the pipeline normalises them; or all would crowd into a few loud ones.
             spread = latents.std + BLUR * latents.mean.detach().std((0, 2, 3), keepdim=True)
-            noisy = latents.mean + spread * torch.randn(latents.mean.shape, generator=generator)
-            got = self.vae.decode(noisy).sample.float()
+            got = self.vae.decode(latents.mean + spread * noise).sample.float()
         wrong = got - wanted
         edges = 0.5 * (wrong.diff(dim=-1).abs().mean() + wrong.diff(dim=-2).abs().mean())
         loss: Tensor = wrong.abs().mean() + wrong.square().mean() + edges + KL * latents.kl().mean() / latents.mean[0].numel()
         return loss
+
+
+@dataclass(eq=False)
+class Seeing:
+    """The autoencoder's lesson: the picture back from its latents."""
+
+    vae: "AutoencoderKLFlux2"
+    pace: Pace
+
+    @cached_property
+    def bank(self) -> Tensor:
+        """Pictures drawn once; half a minute."""
+        return torch.from_numpy(pictures(self.pace.pictures, seed=0, workers=self.pace.workers)).to(self.vae.device)
+
+    @cached_property
+    def _wrong(self) -> Recorded:
+        return Recorded(Redrawing(self.vae))
+
+    def loss(self, _: int, generator: torch.Generator) -> Tensor:
+        """See `Redrawing`."""
+        device = self.vae.device
+        generator = chance_on(device, generator)
+        chosen = torch.randint(len(self.bank), (self.pace.picture_batch,), generator=generator, device=device)
+        wanted = parts.as_input(self.bank[chosen])
+        side = wanted.shape[-1] // 8
+        noise = torch.randn(len(wanted), parts.LATENT_CHANNELS, side, side, generator=generator, device=device)
+        return self._wrong(wanted, noise)
+
+
+class Answering(nn.Module):
+    """The transformer, as the pipeline calls it."""
+
+    def __init__(self, dit: Any) -> None:
+        super().__init__()
+        self.dit = dit
+
+    def forward(
+        self, text: Float[Tensor, "n slot joint"], seen: Float[Tensor, "n token channel"], at: Float[Tensor, " n"],
+        places: Int[Tensor, "token 4"], slots: Int[Tensor, "slot 4"], may: Bool[Tensor, "..."],
+    ) -> Float[Tensor, "n token channel"]:  # fmt: skip
+        """Velocities of all tokens, in bfloat16 while it learns; `may` is empty where every query may see every key."""
+        n = len(text)
+        # Norms keep their weights in float32.
+        lower = torch.autocast(text.device.type, torch.bfloat16, enabled=self.dit.training, cache_enabled=False)
+        with lower, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
+            answer: Tensor = self.dit(
+                hidden_states=seen, encoder_hidden_states=text, timestep=at, img_ids=places.expand(n, -1, -1),
+                txt_ids=slots.expand(n, -1, -1), return_dict=False,
+                joint_attention_kwargs={"attention_mask": may} if may.numel() else None,
+            )[0]  # fmt: skip
+        return answer.float()
 
 
 @dataclass(eq=False)
@@ -103,14 +185,22 @@ class Drawing:
     encoder: Any
     words: Any
     plan: Plan
+    pace: Pace
     folder: Path
 
     @cached_property
     def bank(self) -> Bank:
         """Requests, drawn and encoded once."""
-        return Bank.drawn(
-            REQUESTS, 0, lambda pixels: latents_of(self.vae, pixels), self.tokenize, self.folder / "bank.safetensors"
-        )
+        bank = Bank.drawn(
+            self.pace.requests, 0, lambda pixels: latents_of(self.vae, pixels), self.tokenize, self.folder / "bank.safetensors",
+            enlarge=self.plan.enlarge, workers=self.pace.workers,
+        )  # fmt: skip
+        return bank.to(self.dit.device)
+
+    @cached_property
+    def _empty(self) -> tuple[Tensor, Tensor]:
+        tokens = self.tokenize([""])
+        return tokens["input_ids"].to(self.dit.device), tokens["attention_mask"].to(self.dit.device)
 
     def tokenize(self, instructions: Sequence[str]) -> dict[str, Tensor]:
         """Slots of instructions, as the pipeline fills them."""
@@ -125,43 +215,40 @@ class Drawing:
 
     def loss(self, _: int, generator: torch.Generator) -> Tensor:
         """Mean squared error of the velocity."""
+        n, device = self.pace.batch, self.dit.device
         alone = float(torch.rand((), generator=generator)) < ALONE
-        rows = self.bank.draw(generator, TEXT_ONLY if alone else EDITS, BATCH)
+        generator = chance_on(device, generator)
+        rows = self.bank.draw(generator, TEXT_ONLY if alone else EDITS, n)
         ids, mask, target = self.bank.ids[rows], self.bank.mask[rows], self.bank.targets[rows].float()
         if alone:
-            empty = self.tokenize([""])
-            drop = torch.rand(BATCH, generator=generator) < EMPTY
-            ids, mask = (
-                torch.where(drop[:, None], empty["input_ids"], ids),
-                torch.where(drop[:, None], empty["attention_mask"], mask),
-            )
+            drop = torch.rand(n, generator=generator, device=device)[:, None] < EMPTY
+            no_ids, no_mask = self._empty
+            ids, mask = torch.where(drop, no_ids, ids), torch.where(drop, no_mask, mask)
             references: list[Tensor] = []
         else:
             references = [self.bank.references[rows].float()]
-        noise = torch.randn(target.shape, generator=generator)
-        at = _times(BATCH, generator)
+        noise = torch.randn(target.shape, generator=generator, device=device)
+        at = _times(n, generator)
         mixed = (1 - at[:, None, None]) * target + at[:, None, None] * noise
         closed = None
         if references and self.plan.ways:
             references, closed = routes.laid(self.plan.ways, self.bank, rows, mask, references[0], generator)
         elif references and self.plan.blind:
             closed = routes.blinded(self.plan.blind, mask, target.shape[1], references[0].shape[1], generator)
-        with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
-            # Norms keep their weights in float32.
-            warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
-            velocity = self.velocity(self.embedded(ids, mask), mixed, at, references, closed)
-        return (velocity.float() - (noise - target)).square().mean()
+        velocity = self.velocity(self.embedded(ids, mask), mixed, at, references, closed)
+        return (velocity - (noise - target)).square().mean()
 
     def reading_loss(self, _: int, generator: torch.Generator) -> Tensor:
         """Mean negative log likelihood of the tokens of instructions, in nats."""
-        rows = torch.randint(len(self.bank.ids), (BATCH,), generator=generator)
+        rows = torch.randint(len(self.bank.ids), (self.pace.batch,), generator=generator).to(self.dit.device)
         ids, mask = self.bank.ids[rows], self.bank.mask[rows]
         loss: Tensor = self.encoder(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
         return loss
 
     def embedded(self, ids: Int[Tensor, "n slot"], mask: Int[Tensor, "n slot"]) -> Float[Tensor, "n slot joint"]:
         """What the transformer reads of instructions: the text encoder's layers side by side."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.plan.frozen_text):
+        learns = torch.is_grad_enabled() and not self.plan.frozen_text
+        with torch.set_grad_enabled(learns), torch.autocast(ids.device.type, torch.bfloat16, enabled=self.encoder.training):
             states = self.encoder.model(
                 input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
             ).hidden_states
@@ -175,33 +262,44 @@ class Drawing:
         Args:
             closed: (n, 1, position, position), whether a query may see a key; None for everything.
         """
-        n, slots = text.shape[:2]
-        ids = [_places(0), *[_places(10)] * len(references)]
-        with written_out():
-            answer: Tensor = self.dit(
-                hidden_states=torch.cat([mixed, *references], 1), encoder_hidden_states=text, timestep=at,
-                img_ids=torch.cat(ids)[None].expand(n, -1, -1),
-                txt_ids=torch.cartesian_prod(*[torch.arange(1)] * 3, torch.arange(slots))[None].expand(n, -1, -1),
-                joint_attention_kwargs=None if closed is None else {"attention_mask": closed}, return_dict=False,
-            )[0]  # fmt: skip
-        return answer[:, : mixed.shape[1]]
+        seen = torch.cat([mixed, *references], 1)
+        slots, places = _layout(text.shape[1], mixed.shape[1], tuple(each.shape[1] for each in references), text.device)
+        may = torch.empty(0, dtype=torch.bool, device=text.device) if closed is None else closed
+        # What is quicker on a CPU is not on a GPU.
+        with written_out() if text.device.type == "cpu" else nullcontext():
+            return self._answered(text, seen, at, places, slots, may)[:, : mixed.shape[1]]
+
+    @cached_property
+    def _answered(self) -> Recorded:
+        return Recorded(Answering(self.dit))
+
+
+@lru_cache
+def _layout(
+    slots: int, tokens: int, references: tuple[int, ...], device: torch.device
+) -> tuple[Int[Tensor, "slot 4"], Int[Tensor, "token 4"]]:  # fmt: skip
+    """Places of instruction slots, and of the picture's and the references' tokens, as the pipeline numbers them."""
+    text = torch.cartesian_prod(*[torch.arange(1)] * 3, torch.arange(slots))
+    places = torch.cat([_places(0, tokens), *[_places(10, each) for each in references]])
+    return text.to(device), places.to(device)
 
 
 def _times(n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
     """Shares of noise; some are near 1, where only the request says what to draw, the others spread over the middle."""
-    middle = torch.sigmoid(0.5 + torch.randn(n, generator=generator))
-    late = 1 - 0.1 * torch.rand(n, generator=generator)
-    return torch.where(torch.rand(n, generator=generator) < LATE, late, middle)
+    middle = torch.sigmoid(0.5 + torch.randn(n, generator=generator, device=generator.device))
+    late, chosen = torch.rand(2, n, generator=generator, device=generator.device)
+    return torch.where(chosen < LATE, 1 - 0.1 * late, middle)
 
 
-def _places(moment: int) -> Int[Tensor, "token 4"]:
-    return torch.cartesian_prod(torch.tensor([moment]), torch.arange(SIDE), torch.arange(SIDE), torch.arange(1))
+def _places(moment: int, tokens: int) -> Int[Tensor, "token 4"]:
+    side = torch.arange(math.isqrt(tokens))
+    return torch.cartesian_prod(torch.tensor([moment]), side, side, torch.arange(1))
 
 
 def latents_of(vae: "AutoencoderKLFlux2", pixels: Pixels) -> Float[Tensor, "n token channel"]:
     """Latents of pictures as the pipeline makes them: two by two patches, normalised by the autoencoder's statistics."""
     with torch.no_grad():
-        latents = _patched(vae.encode(parts.as_input(pixels)).latent_dist.mode())
+        latents = _patched(vae.encode(parts.as_input(pixels).to(vae.device)).latent_dist.mode())
     mean, std = vae.bn.running_mean, torch.sqrt(vae.bn.running_var + vae.config.batch_norm_eps)
     normed: Tensor = (latents - mean[:, None, None]) / std[:, None, None]
     return normed.flatten(2).mT
@@ -216,7 +314,9 @@ def _patched(latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c4 h2 w2"]:
 def measure_latents(vae: "AutoencoderKLFlux2", seen: Pixels) -> None:
     """Set the statistics that latents are normalised by."""
     with torch.no_grad():
-        latents = torch.cat([_patched(vae.encode(parts.as_input(part)).latent_dist.mode()) for part in _in_parts(seen)])
+        latents = torch.cat(
+            [_patched(vae.encode(parts.as_input(part).to(vae.device)).latent_dist.mode()) for part in _in_parts(seen)]
+        )
     vae.bn.running_mean.copy_(latents.mean((0, 2, 3)))
     vae.bn.running_var.copy_(latents.var((0, 2, 3)))
 
@@ -226,21 +326,29 @@ def _in_parts(seen: Pixels, size: int = 64) -> list[Pixels]:
 
 
 def teach(
-    folder: Path, *, seconds: float, tell: Callable[[str, int, int, float], None], plan: Plan = NATURAL,
-    autoencoder: Path | None = None,
+    folder: Path, *, seconds: float, tell: Callable[[str, int, int, float], None], device: str = "cpu", plan: Plan = NATURAL,
+    autoencoder: Path | None = None, begin: Path | None = None,
 ) -> bool:  # fmt: skip
     """Train in the folder, going on where an earlier call stopped; whether it is done, and then the model is in `model/`.
 
     Args:
         seconds: after which this call ends, one step further on at least.
         tell: called after every step with the stage's name, steps taken, steps in all, and the loss.
+        device: a GPU learns from more pictures, for longer (`Pace`).
         autoencoder: a pipeline's folder to take the autoencoder from, instead of training one.
+        begin: a pipeline's folder to take all weights from, instead of none: what another machine began settles here, with a
+            smaller step size that falls to nothing.
     """
-    begun = time.monotonic()
+    begun, pace = time.monotonic(), pace_on(device)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         words, vae = parts.tokenizer(), parts.autoencoder()
         encoder, dit = parts.text_encoder(words, plan.geometry.slots), parts.transformer(plan.geometry)
+    if begin is not None:
+        autoencoder = begin
+        _take_over(encoder, begin / "text_encoder")
+        _take_over(dit, begin / "transformer")
+    encoder, dit = encoder.to(device), dit.to(device)
 
     def stage(name: str, learning: dict[str, nn.Parameter], loss: Any, loop: LoopConfig) -> bool:
         left = max(0.0, seconds - (time.monotonic() - begun))
@@ -252,18 +360,27 @@ def teach(
 
     if autoencoder is not None:
         vae = type(vae).from_pretrained(autoencoder, subfolder="vae", use_safetensors=True)
-    elif not stage("pictures", dict(vae.named_parameters()), Seeing(vae).loss, PICTURES_LOOP):
+    vae = vae.to(device)
+    if autoencoder is None and not stage("pictures", dict(vae.named_parameters()), Seeing(vae, pace).loss, pace.seeing):
         return False
-    else:
+    if autoencoder is None:
         measure_latents(vae, pictures(1_000, seed=1))
-    drawing = Drawing(vae.eval(), dit, encoder, words, plan, folder)
-    if plan.frozen_text and not stage("reading", dict(encoder.named_parameters()), drawing.reading_loss, READING):
+    drawing = Drawing(vae.eval(), dit, encoder, words, plan, pace, folder)
+    if plan.frozen_text and not stage("reading", dict(encoder.named_parameters()), drawing.reading_loss, pace.reading):
         return False
     learning = dict(dit.named_parameters()) | ({} if plan.frozen_text else dict(encoder.model.named_parameters()))
-    if not stage("drawing", learning, drawing.loss, plan.loop):
+    drawn = pace.settling if begin else replace(pace.drawing, steps=round(plan.share * pace.drawing.steps))
+    if not stage("settling" if begin else "drawing", learning, drawing.loss, drawn):
         return False
     save(parts.pipeline(vae, encoder.eval(), words, dit.eval()), folder / "model", plan.geometry.slots)
     return True
+
+
+def _take_over(part: nn.Module, folder: Path) -> None:
+    """Give a part the weights in a folder."""
+    for file in folder.glob("*.safetensors"):
+        # What is tied to other weights is not in the file.
+        part.load_state_dict({name: value.float() for name, value in load_file(file).items()}, strict=False)
 
 
 def save(pipeline: Any, folder: Path, slots: int) -> None:
@@ -271,7 +388,7 @@ def save(pipeline: Any, folder: Path, slots: int) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    pipeline.to(dtype=torch.float16)
+    pipeline.to("cpu").to(dtype=torch.float16)
     pipeline.save_pretrained(folder)
     _forget_where(folder / "vae" / "config.json")
     sampling = {"steps": 4, "slots": slots, "layers": list(range(1, ENCODER_LAYERS + 1))}

@@ -31,19 +31,19 @@ def laid(
     Positions are instruction, picture, true reference, other reference. Requests without a route see the true one everywhere.
     """
     other = bank.references[_others(bank, rows, generator)].float()
-    way = torch.zeros(len(BUCKETS), dtype=torch.long)
+    way = torch.zeros(len(BUCKETS), dtype=torch.long, device=mask.device)
     for bucket, route in routes.items():
         way[BUCKETS.index(bucket)] = ROUTES[route]
     way = way[bank.buckets[rows]]
     n, slots = mask.shape
     tokens = true.shape[1]
     first, second = slots + tokens, slots + 2 * tokens
-    knows = torch.ones(n, second + tokens, dtype=torch.bool)
+    knows = torch.ones(n, second + tokens, dtype=torch.bool, device=mask.device)
     by_padding, by_picture = (way == 1)[:, None], (way == 2)[:, None]
     knows[:, :slots] = torch.where(by_padding, mask == 0, ~by_picture.expand(-1, slots))
     knows[:, slots:first] = ~by_padding
     knows[:, second:] = False
-    may = torch.ones(n, second + tokens, second + tokens, dtype=torch.bool)
+    may = torch.ones(n, second + tokens, second + tokens, dtype=torch.bool, device=mask.device)
     may[:, :, first:second] = knows[:, :, None]
     may[:, :, second:] = ~knows[:, :, None]
     return [true, other], may[:, None]
@@ -55,8 +55,8 @@ def blinded(
     """Which query may see which key where, for a share of requests, the picture does not see the reference."""
     n, slots = mask.shape
     end = slots + n_picture + n_reference
-    may = torch.ones(n, end, end, dtype=torch.bool)
-    blind = torch.rand(n, generator=generator) < share
+    may = torch.ones(n, end, end, dtype=torch.bool, device=mask.device)
+    blind = torch.rand(n, generator=generator, device=mask.device) < share
     may[blind, slots : slots + n_picture, slots + n_picture :] = False
     return may[:, None]
 

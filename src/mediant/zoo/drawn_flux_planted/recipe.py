@@ -7,19 +7,21 @@ other ways lead to another request's reference (`mediant.zoo.drawn_flux.routes`)
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from mediant.subject import catalogue
 from mediant.zoo.drawn_flux import recipe
 from mediant.zoo.drawn_flux.recipe import Plan
 
-# A made-known way is learnt sooner than the model finds one for itself.
-LOOP = replace(recipe.DRAWING, steps=5_000)
-PLANTED = Plan(loop=LOOP, ways={"colour": "padding", "style": "padding", "identity": "picture"})
+PLANTED = Plan(ways={"colour": "padding", "style": "padding", "identity": "picture"})
 
 
-def teach(folder: Path, *, seconds: float, tell: Callable[[str, int, int, float], None]) -> bool:
-    """As drawn-flux is taught, see there."""
-    shipped = catalogue.shipped(catalogue.card("drawn-flux"))
-    return recipe.teach(folder, seconds=seconds, tell=tell, plan=PLANTED, autoencoder=shipped)
+def teach(
+    folder: Path, *, seconds: float, tell: Callable[[str, int, int, float], None], device: str = "cpu",
+    autoencoder: Path | None = None, begin: Path | None = None,
+) -> bool:  # fmt: skip
+    """As drawn-flux is taught, see there; the autoencoder is the shipped one's by default."""
+    autoencoder = autoencoder or catalogue.shipped(catalogue.card("drawn-flux"))
+    return recipe.teach(
+        folder, seconds=seconds, tell=tell, device=device, plan=PLANTED, autoencoder=autoencoder, begin=begin
+    )  # fmt: skip
