@@ -1,6 +1,7 @@
 """When does what a reference shows go through the text by itself? One small generator per condition, all else alike.
 
     python benchmarks/binding_conditions.py FOLDER [--device cuda] [--only CONDITION]     # may be stopped at any time
+    python benchmarks/binding_conditions.py --table                                       # of the rows that are there
 
 Every condition trains drawn-flux's recipe anew, with the shipped autoencoder and a quarter of the steps, and changes one thing.
 Then the reference is hidden from the text, from its padding, and from the picture, in all blocks, and the share of pictures that
@@ -84,16 +85,34 @@ def rows(condition: str, flux: ImageGenerator, judge: Verdicts, plan: Plan, *, d
     return found
 
 
+def table(file: Path) -> str:
+    """Rows as a table in Markdown: shares lost in percent, with 95 % intervals, by what the reference was hidden from."""
+    lines = ["| condition | property | shown by | text | its padding | picture |", "|---|---|---|---|---|---|"]
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        cells = [
+            f"{100 * row[f'{key}_lost']:.0f} [{', '.join(f'{100 * end:.0f}' for end in row[f'{key}_ci95'])}]" for key in CUTS
+        ]
+        lines.append(f"| {row['condition']} | {row['property']} | {row['n']} of {N} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Train what is not there yet, then measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--table", action="store_true", help="print the rows there are, and do nothing else")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", choices=list(CONDITIONS), help="one condition")
     parser.add_argument("--autoencoder", type=Path, help="a pipeline's folder, instead of the shipped one's")
     parser.add_argument("--judge", type=Path, help="a judge's folder, instead of the shipped one")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
+    if given.table:
+        print(table(given.results))
+        return
+    if given.folder is None:
+        parser.error("a folder to train in, or --table")
     torch.set_num_threads(1)
     autoencoder = given.autoencoder or catalogue.shipped(catalogue.card("drawn-flux"))
     for condition in [given.only] if given.only else CONDITIONS:

@@ -31,6 +31,7 @@ from mediant.interventions.look import Look
 from mediant.interventions.looking import looking
 from mediant.search.gaze import attention_on
 from mediant.subject import Batch, wrap
+from mediant.subject.cache import cache_name
 from mediant.subject.vision import VisionSubject
 
 RESULTS = Path(__file__).parent / "results" / "gaze.jsonl"
@@ -145,14 +146,16 @@ class Way:
         self.vlm = subject(width, attention)
         self.batch, self.cache = looked(self.vlm, tokens), DynamicCache()
         with torch.no_grad(), self.vlm.reading(self.batch):
-            self.vlm.model(**self.vlm.feed(self.batch), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+            self.vlm.model(
+                **self.vlm.feed(self.batch), **{cache_name(self.vlm.model): self.cache}, use_cache=True, logits_to_keep=1
+            )
 
     def step(self) -> float:
         """Seconds for the token after the prompt; the cache is as before afterwards."""
         ids = torch.full((1, 1), WORDS.index("here"))
         with torch.no_grad(), self.vlm.reading(self.batch):
             begun = time.perf_counter()
-            self.vlm.model(input_ids=ids, past_key_values=self.cache, use_cache=True)
+            self.vlm.model(input_ids=ids, **{cache_name(self.vlm.model): self.cache}, use_cache=True)
             seconds = time.perf_counter() - begun
         self.cache.crop(-1)
         return seconds

@@ -14,6 +14,7 @@ from mediant.interventions.attention_function import replacing_attention
 from mediant.interventions.look import Live, Look, Schedule
 from mediant.interventions.looking import looking
 from mediant.subject import Batch
+from mediant.subject.cache import cache_among
 from mediant.subject.vision import VisionSubject
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
@@ -307,7 +308,7 @@ def test_a_live_target_can_be_moved_and_let_go_between_tokens():
     clean = vlm.generate(batch, max_new_tokens=8, stop_at_eos=False)
 
     def point(_module, _args, kwargs) -> None:
-        step = kwargs["past_key_values"].get_seq_length() - batch.n_cols
+        step = cache_among(kwargs).get_seq_length() - batch.n_cols
         columns = [[batch.columns(row, Span(name)) for row in range(2)] for name in ("one", "two")]
         {0: lambda: live.turn_to(*columns[0]), 2: lambda: live.turn_to(*columns[1]), 4: live.turn_to}.get(step, lambda: None)()
 

@@ -24,10 +24,8 @@ from mediant.core.span import Span
 from mediant.interventions.edits import Edit
 from mediant.interventions.execute import Captured, Output, Place, edit, run
 from mediant.subject import Batch, Subject
+from mediant.subject.cache import NAMES, cache_name
 from mediant.subject.open_model import Window
-
-# What layers call the key/value cache they are given.
-CACHES = ("past_key_values", "layer_past")
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +96,7 @@ def record(subject: Subject, batch: Batch, *, keep: int = 1) -> Recording:
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         named = dict(zip(names[len(calls)], args, strict=False)) | kwargs
         hidden.append(named.pop("hidden_states"))
-        for name in CACHES:
+        for name in NAMES:
             named.pop(name, None)
         calls.append(named)
 
@@ -116,7 +114,7 @@ def record(subject: Subject, batch: Batch, *, keep: int = 1) -> Recording:
         handles += [layer.register_forward_hook(note_output) for layer in subject.layers]
         handles.append(subject.family.final_norm_of(subject.model).register_forward_pre_hook(note_final))
         try:
-            out = subject.model(**subject.feed(batch), past_key_values=cache, use_cache=True, logits_to_keep=keep)
+            out = subject.model(**subject.feed(batch), use_cache=True, logits_to_keep=keep, **{cache_name(subject.model): cache})
         finally:
             for handle in handles:
                 handle.remove()
@@ -180,7 +178,7 @@ def branch(
     with subject.reading(batch), edit(subject, capture=places) as active:
         logits = subject.model(
             input_ids=batch.ids[:, column:], attention_mask=batch.mask.long(), position_ids=batch.position_ids[:, column:],
-            past_key_values=cache, use_cache=True, logits_to_keep=keep,
+            use_cache=True, logits_to_keep=keep, **{cache_name(subject.model): cache},
         ).logits  # fmt: skip
     return Output(logits, active.captured(), active.firings())
 
@@ -197,8 +195,7 @@ def _run_layers(recording: Recording, first: int, column: int, times: int) -> Te
     for layer in range(first, n_layers):
         call = _suffix_call(recording.calls[layer], recording.batch.n_rows, column, times)
         device = recording.hidden[layer].device
-        name = next(name for name in CACHES if name in _parameters(subject.layers[layer]))
-        call |= {"attention_mask": mask.to(device), name: cache}
+        call |= {"attention_mask": mask.to(device), cache_name(subject.layers[layer]): cache}
         hidden = subject.layers[layer](hidden.to(device), **call)
         added = recording.between[layer]
         if added is not None:

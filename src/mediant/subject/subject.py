@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mediant.core.errors import EditError, SubjectError, TaskError
 from mediant.core.pair import Prompt
 from mediant.subject.batch import Batch, Side, Tokens, bare_batch, collate, tokenize
+from mediant.subject.cache import cache_among
 from mediant.subject.families import Family
 from mediant.subject.open_model import OpenModel
 
@@ -164,7 +165,7 @@ class Subject(OpenModel):
             EditError: it is given embeddings instead of token ids.
         """
         ids = kwargs.get("input_ids", args[0] if args else None)
-        cache = kwargs.get("past_key_values")
+        cache = cache_among(kwargs)
         if ids is None:
             raise EditError("edits need input_ids: a forward from inputs_embeds has no tokens to resolve spans on")
         self.observe(ids, kwargs.get("attention_mask"), 0 if cache is None else cache.get_seq_length())

@@ -26,7 +26,9 @@ class Recorded:
         key = tuple((each.shape, each.dtype, each.requires_grad) for each in inputs)
         if key not in self._graphs:
             samples = tuple(each.detach().clone().requires_grad_(each.requires_grad) for each in inputs)
-            self._graphs[key] = torch.cuda.make_graphed_callables(_Face(self.module), samples, allow_unused_input=True)
+            face = _Face(self.module)
+            torch.cuda.make_graphed_callables(face, samples, allow_unused_input=True)
+            self._graphs[key] = face
         found: Tensor = self._graphs[key](*inputs)
         return found
 

@@ -152,7 +152,7 @@ class Looking:
         rows = torch.randint(len(data.pixels), (pace.batch,), generator=generator)
         told = eye(self._seen(data.pixels[rows.numpy()], generator))
         kinds = data.kinds[rows].to(self.device)
-        loss = nn.functional.binary_cross_entropy_with_logits(told["kind"], kinds) * 5
+        loss: Tensor = nn.functional.binary_cross_entropy_with_logits(told["kind"], kinds) * 5
         for question, answers in (("place", data.place), ("style", data.style), ("colour", data.colour)):
             loss = loss + nn.functional.cross_entropy(told[question], answers[rows].to(self.device), ignore_index=-1)
         # Neighbours are of one kind, so a batch takes them together.
@@ -174,7 +174,8 @@ def _blurred(images: Tensor, generator: torch.Generator) -> Tensor:
     blur, loud = torch.rand(2, n, 1, 1, 1, generator=generator, device=device)
     share = (blur - 0.5).clamp(min=0) * 2
     noise = torch.randn(images.shape, generator=generator, device=device) * NOISE * loud
-    return (1 - share) * images + share * soft + noise
+    blurred: Tensor = (1 - share) * images + share * soft + noise
+    return blurred
 
 
 def with_errors(judge: PictureJudge, through: Through, seed: int = 1, *, workers: int = 1) -> PictureJudge:
