@@ -45,8 +45,10 @@ def test_intervals_cover_the_truth_when_the_judge_is_measured_on_few_pictures():
 def test_more_than_the_errors_allow_leaves_the_items_own_interval():
     """A judge that misses one in ten said yes to all: its errors do not hold here, and a hundred items are still a hundred."""
     errors = Errors(900, 1000, 20, 1000)
-    assert corrected(100, 100, errors).ci95 == pytest.approx(wilson(100, 100))
-    assert corrected(0, 100, Errors(1000, 1000, 200, 1000)).ci95 == pytest.approx(wilson(0, 100))
+    for seen in (95, 98, 100):
+        assert corrected(seen, 100, errors).ci95 == pytest.approx((wilson(seen, 100)[0], 1.0))
+    for seen in (0, 5):
+        assert corrected(seen, 100, Errors(1000, 1000, 200, 1000)).ci95 == pytest.approx((0.0, wilson(seen, 100)[1]))
 
 
 def test_what_the_judge_chose_is_not_counted_as_missed():

@@ -92,7 +92,7 @@ def _corrected(successes: int, n: int, errors: Errors) -> Estimate:
         rate + (((high - seen) / power) ** 2 + spread**2) ** 0.5,
     )
     # More was seen, or less, than the judge's errors allow: they do not hold for these items, whose own spread is left.
-    bottom, top = (low if bottom >= 1 else bottom), (high if top <= 0 else top)
+    bottom, top = (min(bottom, low) if rate > 1 else bottom), (max(top, high) if rate < 0 else top)
     within = min(1.0, max(0.0, rate))
     return Estimate(within, (max(0.0, min(within, bottom)), min(1.0, max(within, top))), n)
 

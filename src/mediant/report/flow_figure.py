@@ -56,7 +56,8 @@ def _arrow(figure: "Figure", begin: tuple[float, float], end: tuple[float, float
         arrowhead=2, arrowsize=0.6 if share > 0.3 else 1.0, arrowwidth=max(1.0, WIDEST * share * 0.6),
         arrowcolor=ACCENT if strong else MUTED, opacity=0.9 if strong else 0.45,
     )  # fmt: skip
+    beside = 1.9 + 1.1 * share  # The wider the arrow, the further its number.
     figure.add_annotation(
-        x=(tail[0] + tip[0]) / 2 + 1.9 * side[0], y=(tail[1] + tip[1]) / 2 + 1.9 * side[1], text=f"{share:.0%}", showarrow=False,
-        font={"size": 11},
+        x=(tail[0] + tip[0]) / 2 + beside * side[0], y=(tail[1] + tip[1]) / 2 + beside * side[1], text=f"{share:.0%}",
+        showarrow=False, font={"size": 11},
     )  # fmt: skip
