@@ -27,7 +27,7 @@ from mediant.tasks.requests import Request
 from mediant.zoo.drawn_flux import recipe
 from mediant.zoo.drawn_flux.bank import enlarged
 from mediant.zoo.drawn_flux.parts import Geometry
-from mediant.zoo.drawn_flux.recipe import Plan
+from mediant.zoo.drawn_flux.plan import Plan, pace_on
 
 RESULTS = Path(__file__).parent / "results" / "binding_conditions.jsonl"
 N, AT_ONCE = 200, 40
@@ -68,7 +68,7 @@ def shown(flux: ImageGenerator, judge: Verdicts, name: str, every: list[Request]
 def rows(condition: str, flux: ImageGenerator, judge: Verdicts, plan: Plan, *, device: str) -> list[dict[str, object]]:
     """One row per property."""
     found = []
-    pace = recipe.pace_on(device)
+    pace = pace_on(device)
     for name in PROPERTIES:
         every = asked(name, plan)
         before = shown(flux, judge, name, every, [])

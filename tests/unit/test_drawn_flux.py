@@ -13,10 +13,11 @@ from mediant.subject.generator import Sampling
 from mediant.subject.pipelines import wrap_pipeline
 from mediant.tasks.pictures import requests
 from mediant.tasks.requests import BUCKETS
-from mediant.zoo.drawn_flux import parts, recipe, routes
+from mediant.zoo.drawn_flux import parts, plan, recipe, routes
 from mediant.zoo.drawn_flux.bank import Bank, enlarged, pictures
 from mediant.zoo.drawn_flux.parts import Geometry
-from mediant.zoo.drawn_flux.recipe import Drawing, Plan
+from mediant.zoo.drawn_flux.plan import Plan
+from mediant.zoo.drawn_flux.recipe import Drawing
 
 SMALL = Geometry(double=1, single=2, heads=2)
 
@@ -27,8 +28,8 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> Drawing:
     words, vae = parts.tokenizer(), parts.autoencoder().eval()
     recipe.measure_latents(vae, pictures(16, seed=0))
     encoder, dit = parts.text_encoder(words, SMALL.slots).eval(), parts.transformer(SMALL).eval()
-    plan = Plan(SMALL, ways={"colour": "padding", "identity": "picture"})
-    return Drawing(vae, dit, encoder, words, plan, recipe.ON_A_THREAD, tmp_path_factory.mktemp("b"))
+    taught = Plan(SMALL, ways={"colour": "padding", "identity": "picture"})
+    return Drawing(vae, dit, encoder, words, taught, plan.ON_A_THREAD, tmp_path_factory.mktemp("b"))
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +179,8 @@ def test_what_another_machine_began_settles_here(lesson: Drawing, bank: Bank, tm
     begun = tmp_path / "begun"
     pipeline = parts.pipeline(lesson.vae, lesson.encoder, lesson.words, lesson.dit)
     pipeline.save_pretrained(begun)
-    loop = replace(recipe.ON_A_THREAD.settling, steps=1, warmup=0, lr=1e-4)
-    monkeypatch.setattr(recipe, "ON_A_THREAD", replace(recipe.ON_A_THREAD, settling=loop, batch=4, requests=96))
+    loop = replace(plan.ON_A_THREAD.settling, steps=1, warmup=0, lr=1e-4)
+    monkeypatch.setattr(plan, "ON_A_THREAD", replace(plan.ON_A_THREAD, settling=loop, batch=4, requests=96))
     told: list[str] = []
     done = recipe.teach(
         tmp_path / "out", seconds=60, tell=lambda stage, *_: told.append(stage), plan=Plan(SMALL), begin=begun

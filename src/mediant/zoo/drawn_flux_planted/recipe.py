@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mediant.subject import catalogue
 from mediant.zoo.drawn_flux import recipe
-from mediant.zoo.drawn_flux.recipe import Plan
+from mediant.zoo.drawn_flux.plan import Plan
 
 PLANTED = Plan(ways={"colour": "padding", "style": "padding", "identity": "picture"})
 
