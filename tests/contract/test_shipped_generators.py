@@ -1,5 +1,7 @@
 """The shipped generators: interventions whose outcome is known exactly, and the planted one is found to be what it was made."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -91,3 +93,25 @@ def test_the_planted_way_is_the_one_that_is_found(planted: ImageGenerator, verdi
     )
     told = float(np.mean(verdicts.shown(name, list(source.values()), planted.pixels(moved))))
     assert told <= 0.3 if direct else told >= 0.5
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_the_heads_found_carry_the_planted_way_and_others_do_not(planted: ImageGenerator, verdicts: DrawnVerdicts, name: str):
+    """Chosen on pairs, cut on other requests; the heads of style stand in for each other, and some pairs differ in nothing."""
+    query = "picture" if name == "identity" else "text"
+    pairs = requests.generate_pairs(name, 12, seed=3, split="heldout")
+    base = method.encoded(planted, [pair.base for pair in pairs])
+    other = method.encoded(planted, [method.with_reference_of(pair) for pair in pairs])
+    ranking = method.head_effects(planted, base, other, query, steps=4).ranking()
+    found, last = ([entry.site for entry in some] for some in (ranking.entries[:7], ranking.entries[-7:]))
+    asked = requests.generate(name, 24, seed=9, split="heldout")
+    batch = method.encoded(planted, asked)
+    plain = np.array(verdicts.shown(name, asked, planted.pixels(planted.sample(batch, steps=4))))
+
+    def lost(heads: Sequence[Site]) -> float:
+        latents = method.knockout(planted, batch, [("reference", query)], steps=4, heads=heads)
+        return 1 - float(np.array(verdicts.shown(name, asked, planted.pixels(latents)))[plain].mean())
+
+    assert plain.sum() >= 12
+    assert lost(found) >= 0.7
+    assert lost(last) <= 0.2

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -31,6 +32,8 @@ from mediant.tasks.requests import Request, RequestPair
 GROUPS = ("text", "picture", "reference")
 FLOWS = tuple((key, query) for key in GROUPS for query in GROUPS if key != query)
 WAYS: tuple[Literal["diagonal", "input"], ...] = ("diagonal", "input")
+# What is added to the logits of a flow, in nats, where the search for heads takes its gradients.
+WEAKER = (0.0, -0.7, -1.6, -3.0, -6.0)
 Flow = tuple[str, str]
 Heads = Sequence[Site]
 
@@ -150,21 +153,33 @@ def with_reference_of(pair: RequestPair) -> Request:
 
 
 def resemblance(own: Latents, other: Latents) -> Callable[[Latents], Float[Tensor, " row"]]:
-    """A metric that is 1 for the picture with its own reference and 0 for the one with another, linear in between."""
+    """A metric that falls from the picture with its own reference to the one with another, linear in between.
+
+    In mean squared latents: where both references lead to the same picture, there is nothing to lose, and the pair counts for
+    nothing.
+    """
     along = own - other
-    length = along.square().sum((1, 2, 3))
 
     def metric(latents: Latents) -> Float[Tensor, " row"]:
-        found: Tensor = ((latents - other) * along).sum((1, 2, 3)) / length
-        return found
+        return ((latents - other) * along).mean((1, 2, 3))
 
     return metric
 
 
 def head_effects(subject: ImageGenerator, base: Batch, other: Batch, query: str, *, steps: int) -> KnockoutEffects:
-    """How much each head's view of the reference keeps a picture its own, where `other` is it with another reference."""
+    """How much each head's view of the reference keeps a picture its own, where `other` is it with another reference.
+
+    Gradients are taken where the whole flow is as it is, and where it is weakened (`WEAKER`), and averaged, as integrated
+    gradients are: of heads that stand in for each other none seems to matter while the others are there.
+    """
     metric = resemblance(subject.sample(base, steps=steps), subject.sample(other, steps=steps))
-    return knockout_effects(subject, base, query=query, key="reference", metric=metric, steps=steps)
+    found = []
+    for beta in WEAKER:
+        edges = [bias(AttentionEdge(layer, None, query, "reference"), beta) for layer in range(subject.shape.n_layers) if beta]
+        with attending(subject, edges):
+            one = knockout_effects(subject, base, query=query, key="reference", metric=metric, steps=steps)
+        found.append(one.effects)
+    return KnockoutEffects(np.mean(found, 0), query, "reference")
 
 
 def random_keys(batch: Batch, seed: int) -> Batch:
