@@ -3,8 +3,8 @@
     recorded = Recorded(module)
     loss = recorded(*tensors)          # what module(*tensors) is, gradients too
 
-A small model's step on a GPU is spent on launching its kernels one by one: drawn-flux's take a fifth of the time when they are
-launched as one CUDA graph. Elsewhere the module is called as it is.
+A small model's step on a GPU is spent on launching its kernels one by one: drawn-flux's take half the time when they are
+launched as one CUDA graph (70 and 39 ms on an H200). Elsewhere the module is called as it is.
 """
 
 import torch
