@@ -43,7 +43,7 @@ def subject(slots: int) -> ImageGenerator:
     """A random FLUX.2 of four blocks and four heads."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    letters = {"<pad>": 0, "<s>": 1} | {letter: i + 2 for i, letter in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+    letters = {"<pad>": 0, "<s>": 1} | {letter: i + 2 for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     inner = Tokenizer(models.BPE(vocab=letters, merges=[]))
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     words = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", padding_side="right")

@@ -36,7 +36,7 @@ TEMPLATE = (
 def tokenizer(side: str = "right") -> PreTrainedTokenizerFast:
     """One token per byte."""
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2}
-    for letter in pre_tokenizers.ByteLevel.alphabet():
+    for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocabulary[letter] = len(vocabulary)
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

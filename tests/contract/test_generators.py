@@ -291,15 +291,18 @@ def test_gradients_flow_through_the_sampler_and_estimates_are_slopes_of_the_metr
 def test_estimates_rank_heads_as_cutting_each_of_them_does():
     flux, batch = generators.klein(), asked(generators.klein(), 2)
     plain = flux.sample(batch)
-    along = torch.randn(plain.shape, generator=torch.Generator().manual_seed(0))
-    metric = lambda latents: (latents * along).sum((1, 2, 3))  # noqa: E731
-    found = knockout_effects(flux, batch, query="text", key="reference", metric=metric)
-    exact = np.zeros_like(found.effects)
-    for layer in LAYERS:
-        for head in range(4):
-            with attending(flux, [cut(AttentionEdge(layer, head, "text", "reference"))]):
-                exact[:, layer, head] = (metric(flux.sample(batch)) - metric(plain)).numpy()
-    assert np.corrcoef(exact.ravel(), found.effects.ravel())[0, 1] > 0.85
+    moved = torch.zeros(len(LAYERS), 4, *plain.shape)
+    for layer, head in np.ndindex(len(LAYERS), 4):
+        with attending(flux, [cut(AttentionEdge(layer, head, "text", "reference"))]):
+            moved[layer, head] = flux.sample(batch) - plain
+    agreement = []
+    for seed in range(5):
+        along = torch.randn(plain.shape, generator=torch.Generator().manual_seed(seed))
+        metric = lambda latents: (latents * along).sum((1, 2, 3))  # noqa: B023, E731
+        found = knockout_effects(flux, batch, query="text", key="reference", metric=metric)
+        exact = (moved * along).sum((3, 4, 5)).permute(2, 0, 1).numpy()
+        agreement.append(np.corrcoef(exact.ravel(), found.effects.ravel())[0, 1])
+    assert np.median(agreement) > 0.85
 
 
 def test_a_pipeline_called_directly_has_groups_but_no_parts_of_the_text():
