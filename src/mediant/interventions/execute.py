@@ -356,7 +356,6 @@ def run(
     """
     places = [(Site.parse(s) if isinstance(s, str) else s, Span.of(p)) for s, p in capture]
     edits = [edits] if isinstance(edits, Edit) else edits
-    subject.work.token_layers += batch.n_rows * batch.n_cols * subject.shape.n_layers
     with subject.reading(batch):
         if not edits and not places:
             return Output(_forward(subject, batch, keep), Captured(), [])
@@ -367,4 +366,5 @@ def run(
 
 def _forward(subject: Subject, batch: Batch, keep: int) -> Tensor:
     logits: Tensor = subject.model(**subject.feed(batch), use_cache=False, logits_to_keep=keep).logits
+    subject.work.add(batch.n_rows * batch.n_cols * subject.shape.n_layers, logits)
     return logits

@@ -108,7 +108,6 @@ def record(subject: Subject, batch: Batch, *, keep: int = 1) -> Recording:
     def note_final(_: nn.Module, args: tuple[Any, ...]) -> None:
         hidden.append(args[0])
 
-    subject.work.token_layers += batch.n_rows * batch.n_cols * subject.shape.n_layers
     with subject.reading(batch), edit(subject):
         handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in subject.layers]
         handles += [layer.register_forward_hook(note_output) for layer in subject.layers]
@@ -118,6 +117,7 @@ def record(subject: Subject, batch: Batch, *, keep: int = 1) -> Recording:
         finally:
             for handle in handles:
                 handle.remove()
+    subject.work.add(batch.n_rows * batch.n_cols * subject.shape.n_layers, out.logits)
     keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
     between = tuple(None if taken is gave else taken - gave for gave, taken in zip(left, hidden[1:], strict=True))
     return Recording(subject, batch, hidden, calls, keys, values, out.logits, tuple(subject.in_force), between)
@@ -174,12 +174,12 @@ def branch(
         whole = run(subject, batch, capture=places, keep=keep)
         return Output(whole.logits, Captured({place: found.since(column) for place, found in whole.captured.items()}), [])
     cache = _cropped(recording, 0, column, 1)
-    subject.work.token_layers += batch.n_rows * (batch.n_cols - column) * subject.shape.n_layers
     with subject.reading(batch), edit(subject, capture=places) as active:
         logits = subject.model(
             input_ids=batch.ids[:, column:], attention_mask=batch.mask.long(), position_ids=batch.position_ids[:, column:],
             use_cache=True, logits_to_keep=keep, **{cache_name(subject.model): cache},
         ).logits  # fmt: skip
+    subject.work.add(batch.n_rows * (batch.n_cols - column) * subject.shape.n_layers, logits)
     return Output(logits, active.captured(), active.firings())
 
 
@@ -187,9 +187,9 @@ def _run_layers(recording: Recording, first: int, column: int, times: int) -> Te
     subject = recording.subject
     n_layers, width = subject.shape.n_layers, recording.batch.n_cols - column
     hidden = recording.input_of(first, column, times)
-    subject.work.token_layers += hidden.shape[0] * width * (n_layers - first)
     if first == n_layers:
         return hidden
+    n_rows = hidden.shape[0]
     cache = _cropped(recording, first, column, times)
     mask = _suffix_mask(recording, column, times)
     for layer in range(first, n_layers):
@@ -200,6 +200,7 @@ def _run_layers(recording: Recording, first: int, column: int, times: int) -> Te
         added = recording.between[layer]
         if added is not None:
             hidden = hidden + added[:, column:].repeat(times, 1, 1).to(hidden.device)
+    subject.work.add(n_rows * width * (n_layers - first), hidden)
     return hidden
 
 

@@ -171,10 +171,11 @@ def _projection(subject: Subject, kind: str, attn: nn.Module) -> Tap:
 def head_weight(subject: Subject, layer: int) -> Float[Tensor, "head d_model d_head"]:
     """Output-projection weights split by head."""
     project = subject.family.out_proj_of(subject.model, layer)
-    return _split_weight(project, subject.shape.n_heads)
+    return split_weight(project, subject.shape.n_heads)
 
 
-def _split_weight(project: nn.Module, n_heads: int) -> Tensor:
+def split_weight(project: nn.Module, n_heads: int) -> Float[Tensor, "head out in"]:
+    """A linear map's weights, its inputs divided among heads."""
     weight: Tensor = project.weight  # type: ignore[assignment]
     # GPT-2's Conv1D stores (in, out), Linear stores (out, in).
     matrix = weight if isinstance(project, nn.Linear) else weight.mT
@@ -186,7 +187,7 @@ def _head_result(subject: Subject, project: nn.Module, head: int | None) -> Call
     n_heads = subject.shape.n_heads
 
     def derive(z: Tensor, _: Tensor) -> Tensor:
-        split, weight = z.unflatten(-1, (n_heads, -1)), _split_weight(project, n_heads)
+        split, weight = z.unflatten(-1, (n_heads, -1)), split_weight(project, n_heads)
         if head is not None:
             return F.linear(split[:, head], weight[head])
         return torch.einsum("nhe,hde->nhd", split, weight)

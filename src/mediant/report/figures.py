@@ -65,26 +65,40 @@ def heat_maps(
 
 
 def share_maps(
-    tables: Sequence[tuple[str, Array]], columns: Sequence[str], rows: Sequence[str], *, row_title: str, column_title: str = ""
-) -> "Figure":
-    """Heat maps of shares side by side, on one scale from 0 to the largest; tables have shape (row, column), first row on top."""
+    tables: Sequence[tuple[str, Array]], columns: Sequence[str], rows: Sequence[str], *, row_title: str, column_title: str = "",
+    written: bool = False,
+) -> "Figure":  # fmt: skip
+    """Heat maps of shares side by side, on one scale from 0 to the largest; tables have shape (row, column), first row on top.
+
+    Args:
+        written: every cell also shows its number; NaN is an empty cell.
+    """
     from plotly.graph_objects import Figure, Heatmap
     from plotly.subplots import make_subplots
 
     figure: Figure = make_subplots(
         rows=1, cols=len(tables), shared_yaxes=True, horizontal_spacing=0.025, subplot_titles=[plain(name) for name, _ in tables]
     )
-    x, y, reach = list(range(len(columns))), list(range(len(rows))), max(float(table.max()) for _, table in tables)
+    x, y, reach = list(range(len(columns))), list(range(len(rows))), max(float(np.nanmax(table)) for _, table in tables)
     shown = [plain(visible(c)) for c in columns]
     for i, (name, table) in enumerate(tables, start=1):
+        numbers = [[None if np.isnan(v) else float(v) for v in line] for line in table]
         hover = [
-            [f"{plain(name)}<br>{plain(row_title)} {plain(r)}, {c}: {v:.2f}" for c, v in zip(shown, line, strict=True)]
-            for r, line in zip(rows, table, strict=True)
+            [
+                f"{plain(name)}<br>{plain(row_title)} {plain(r)}, {c}: {'empty' if v is None else f'{v:.2f}'}"
+                for c, v in zip(shown, line, strict=True)
+            ]
+            for r, line in zip(rows, numbers, strict=True)
         ]
+        text = [["" if v is None else f"{v:.2f}" for v in line] for line in numbers]
         figure.add_trace(
-            Heatmap(z=table.tolist(), x=x, y=y, text=hover, hoverinfo="text", coloraxis="coloraxis", xgap=1, ygap=1), row=1, col=i
-        )
-    tick = max(1, len(columns) // 12)
+            Heatmap(
+                z=numbers, x=x, y=y, customdata=hover, hovertemplate="%{customdata}<extra></extra>", coloraxis="coloraxis",
+                xgap=1, ygap=1, **({"text": text, "texttemplate": "%{text}"} if written else {}),
+            ),
+            row=1, col=i,
+        )  # fmt: skip
+    tick = 1 if written else max(1, len(columns) // 12)
     figure.update_xaxes(tickvals=x[::tick], ticktext=shown[::tick], showgrid=False, zeroline=False)
     figure.update_xaxes(title_text=plain(column_title), title_standoff=6)
     figure.update_yaxes(tickvals=y, ticktext=[plain(r) for r in rows], showgrid=False, zeroline=False, autorange="reversed")

@@ -9,6 +9,8 @@ price; the temperature T falls while it is learnt, so that gates end open or clo
 al. 2023, 2307.03637; as in MIB, Mueller et al. 2025).
 """
 
+from dataclasses import replace
+
 import torch
 
 from mediant.core.errors import OutOfRange
@@ -47,4 +49,5 @@ def dbm(
         assert mediator.gate is not None  # noqa: S101 - `soft` gives one
         return price * mediator.gate.sum()
 
-    return learn(ready, [wish], soft, hard, epochs=epochs, rates=[lr], temperatures=TEMPERATURES, cost=cost)
+    found = learn(ready, [wish], soft, hard, epochs=epochs, rates=[lr], temperatures=TEMPERATURES, cost=cost)
+    return replace(found, wishes=wish.detach())

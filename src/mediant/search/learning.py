@@ -23,11 +23,13 @@ class Learned:
     Attributes:
         course: losses are cross-entropies in nats, prices included.
         tokens: how many tokens times layers were computed forward.
+        wishes: of a mask, how much each feature wants to be exchanged, (k,); exchanged above 0.
     """
 
     mediator: Mediator
     course: Course
     tokens: int
+    wishes: Tensor | None = None
 
 
 def learn(

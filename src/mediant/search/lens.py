@@ -204,8 +204,7 @@ def direct_logit_attribution(subject: Subject, pairs: PairBatch) -> Attribution:
         out = run(subject, pairs.base, capture=[(site, LAST) for site in sites])
         found = {site: activation.values.float() for (site, _), activation in out.captured.items()}
         outcome = Outcome(pairs, out.logits.float())
-        norm = freeze(subject.family.final_norm_of(subject.model), out.captured[final, LAST].values)
-        readout = _difference(outcome, subject.family.unembed_of(subject.model).weight).to(found[final].device)
+        norm, readout = _readout(subject, outcome, out.captured[final, LAST].values)
         parts = dict(_written(subject, found, norm.pull_back(readout)))
         parts |= _constant(subject, outcome, norm, readout)
         total = _numbers(logit_diff(outcome))
@@ -213,6 +212,17 @@ def direct_logit_attribution(subject: Subject, pairs: PairBatch) -> Attribution:
     _check_sum(values, total, subject.dtype)
     items = pairs.pairs
     return Attribution(tuple(parts), values, total, tuple(p.id for p in items), tuple(p.template for p in items))
+
+
+def readers(subject: Subject, outcome: Outcome, final: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+    """Per pair, the vector that reads the logit difference off the final stream, the norm's scale frozen at `final`."""
+    norm, readout = _readout(subject, outcome, final)
+    return norm.pull_back(readout)
+
+
+def _readout(subject: Subject, outcome: Outcome, final: Tensor) -> "tuple[FrozenNorm, Tensor]":
+    norm = freeze(subject.family.final_norm_of(subject.model), final)
+    return norm, _difference(outcome, subject.family.unembed_of(subject.model).weight).to(final.device)
 
 
 def _written(subject: Subject, found: dict[Site, Tensor], reader: Float[Tensor, "n d_model"]) -> Iterator[tuple[str, Tensor]]:

@@ -71,6 +71,24 @@ def attribute_features(
     return [np.concatenate(part, axis=1) for part in parts]
 
 
+def gradients(
+    subject: Subject, pairs: Sequence[Pair], site: Site | str, span: Span | str, *, by: str | Metric = "logit_diff",
+    steps: int = 1, batch_size: int = 8,
+) -> Float[np.ndarray, "token d"]:  # fmt: skip
+    """The metric's gradient at every token of a span: which way its values would have to move.
+
+    Args:
+        steps: as for `attribute`.
+    """
+    place, where = subject.validate(site), Span.of(span)
+    found = []
+    for i in range(0, len(pairs), batch_size):
+        batch = encode(subject, pairs[i : i + batch_size])
+        _, _, (slope,) = _mean_slopes(subject, batch, [place], where, metric(by), steps)
+        found.append(slope.double().cpu().numpy())
+    return np.concatenate(found)
+
+
 def _batch(
     subject: Subject,
     batch: PairBatch,
@@ -80,15 +98,23 @@ def _batch(
     measure: Metric,
     steps: int,
 ) -> Iterator["Float[np.ndarray, 'feature pair']"]:
+    base, source, slopes = _mean_slopes(subject, batch, sites, span, measure, steps)
+    for site, gradient in zip(sites, slopes, strict=True):
+        yield _products(base[site, span], source[site, span], gradient, features, batch)
+
+
+def _mean_slopes(
+    subject: Subject, batch: PairBatch, sites: Sequence[Site], span: Span, measure: Metric, steps: int
+) -> tuple[Captured, Captured, list[Tensor]]:
+    """Values of the base and of the source, and the gradients between them."""
     base, source = (_captured(subject, each, sites, span, batch.keep) for each in (batch.base, batch.source))
-    gradients = [torch.zeros_like(base[site, span].values) for site in sites]
+    means = [torch.zeros_like(base[site, span].values) for site in sites]
     for step in range(steps):
         # From the base towards the source, whose end is left out: at one step the base alone.
         inputs = _between(base, source, step / steps) if step else []
         slopes = _slopes(subject, batch, sites, span, base, inputs, measure)
-        gradients = [total + slope / steps for total, slope in zip(gradients, slopes, strict=True)]
-    for site, gradient in zip(sites, gradients, strict=True):
-        yield _products(base[site, span], source[site, span], gradient, features, batch)
+        means = [total + slope / steps for total, slope in zip(means, slopes, strict=True)]
+    return base, source, means
 
 
 def _captured(subject: Subject, batch: Batch, sites: Sequence[Site], span: Span, keep: int) -> Captured:

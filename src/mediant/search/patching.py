@@ -24,7 +24,7 @@ from mediant.core.ranking import Ranking, Scored
 from mediant.core.site import Site
 from mediant.core.span import Span
 from mediant.interventions.edits import Activation, Edit, swap_at
-from mediant.interventions.execute import Firing
+from mediant.interventions.execute import Firing, Output
 from mediant.interventions.replay import Recording, branch, record, replay
 from mediant.measures.effects import Decomposition, Effect, cluster_labels
 from mediant.measures.intervals import Array, estimate
@@ -89,9 +89,16 @@ class Patcher:
 
     def effect(self, edits: Sequence[Edit]) -> tuple[Array, list[Firing]]:
         """Metric after minus before for some edits together, one value per pair."""
-        with torch.no_grad():
-            out = replay(self.base, edits, keep=self.pairs.keep)
+        out = self._under(edits)
         return self.measured(Outcome(self.pairs, out.logits)) - self.before, out.firings
+
+    def outcome_of(self, edits: Sequence[Edit], *, gradients: bool = False) -> Outcome:
+        """The answers under some edits together; with `gradients`, as a function of what the edits hold."""
+        return Outcome(self.pairs, self._under(edits, gradients=gradients).logits)
+
+    def _under(self, edits: Sequence[Edit], *, gradients: bool = False) -> Output:
+        with torch.set_grad_enabled(gradients):
+            return replay(self.base, edits, keep=self.pairs.keep)
 
     def joint(self, sites: Sequence[Site], span: Span | str = "all") -> Array:
         """Effect of giving several sites their source values at once."""

@@ -22,14 +22,15 @@ from mediant.core.pair import Pair
 from mediant.core.ranking import Ranking, Scored
 from mediant.core.site import HEAD_KINDS, Site
 from mediant.core.span import Span
-from mediant.interventions.edits import Activation, Edit, swap
-from mediant.interventions.execute import run
+from mediant.measures.metrics import Outcome
 from mediant.search.descent import Course, descend
 from mediant.search.feature_masks import TEMPERATURES
+from mediant.search.patching import Patcher
 from mediant.subject import Subject
-from mediant.tasks.encode import PairBatch, encode
+from mediant.tasks.encode import encode
 
 UNITS = ("head", "site", "neuron")
+Place = tuple[Site, Span]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,42 +38,46 @@ class SiteMask:
     """Which units stay.
 
     Attributes:
-        wishes: per site, how much each of its units wants to be open, (unit,); open above 0.
+        wishes: per place, how much each of its units wants to be open, (unit,); open above 0.
         course: losses in nats, prices included.
     """
 
     unit: str
-    wishes: dict[Site, Tensor]
+    places: tuple[Place, ...]
+    wishes: tuple[Tensor, ...]
     course: Course
 
     @property
     def chosen(self) -> list[str]:
         """Labels of open units: sites, heads' sites, or a site with a neuron's number in brackets."""
-        return [label for site, wish in self.wishes.items() for label, w in self._labelled(site, wish) if w > 0]
+        return [label for label, wish in self._labelled() if wish > 0]
 
     @property
     def ranking(self) -> Ranking:
         """Units by wish, those wanted most first; a helpful unit is negative, as everywhere."""
-        entries = [Scored(label, -w) for site, wish in self.wishes.items() for label, w in self._labelled(site, wish)]
+        entries = [Scored(label, -wish) for label, wish in self._labelled()]
         return Ranking(self.unit, entries, "most_negative", "cross-entropy", f"mask learned in {self.course.steps} steps")
 
-    def _labelled(self, site: Site, wish: Tensor) -> list[tuple[str, float]]:
-        values = wish.tolist()
-        if self.unit == "site":
-            return [(str(site), values[0])]
-        if self.unit == "head":
-            return [(str(replace(site, head=i)), w) for i, w in enumerate(values)]
-        return [(f"{site}[{i}]", w) for i, w in enumerate(values)]
+    def _labelled(self) -> list[tuple[str, float]]:
+        several = len({span for _, span in self.places}) > 1
+        found = []
+        for (site, span), wish in zip(self.places, self.wishes, strict=True):
+            at = f" at {span}" if several else ""
+            for i, w in enumerate(wish.tolist()):
+                name = {"site": str(site), "neuron": f"{site}[{i}]"}.get(self.unit) or str(replace(site, head=i))
+                found.append((name + at, w))
+        return found
 
 
 def mask_sites(
-    subject: Subject, pairs: Sequence[Pair], sites: Sequence[Site | str], span: Span | str = "all", *, unit: str = "site",
-    price: float = 0.01, epochs: int = 20, lr: float = 5e-2, batch_size: int = 16,
+    subject: Subject, pairs: Sequence[Pair], sites: "Sequence[Site | str | Place]", span: Span | str = "all", *,
+    unit: str = "site", price: float = 0.01, epochs: int = 20, lr: float = 5e-2, batch_size: int = 16,
 ) -> SiteMask:  # fmt: skip
     """Learn which units' counterfactual values turn clean answers into the counterfactual ones.
 
     Args:
-        sites: for `head`, sites of all heads of a layer; for `neuron`, sites whose coordinates are units.
+        sites: for `head`, sites of all heads of a layer; for `neuron`, sites whose coordinates are units; each at `span`, or with
+            a span of its own.
         price: nats per open gate.
 
     Raises:
@@ -86,21 +91,27 @@ def mask_sites(
         raise TaskError("no pairs were given, so there is nothing to learn a mask from")
     if price < 0 or epochs < 1:
         raise OutOfRange(f"a price is 0 or more and epochs at least 1, got {price} and {epochs}")
-    places = [subject.validate(site) for site in sites]
-    _check(places, unit)
-    where = Span.of(span)
-    parts = [_Part(subject, pairs[i : i + batch_size], places, where) for i in range(0, len(pairs), batch_size)]
-    wishes = [torch.zeros(parts[0].n_units(site, unit), requires_grad=True) for site in places]
+    places = tuple(_place(subject, one, span) for one in sites)
+    _check([site for site, _ in places], unit)
+    parts = [
+        Patcher(subject, encode(subject, pairs[i : i + batch_size]), capture=[site for site, _ in places])
+        for i in range(0, len(pairs), batch_size)
+    ]
+    wishes = [torch.zeros(_n_units(parts[0], site, unit), requires_grad=True) for site, _ in places]
 
     def loss(step: int, heat: float) -> Tensor:
         gates = [torch.sigmoid(wish / heat) for wish in wishes]
-        part = parts[step % len(parts)]
         shaped = [gate[:, None] if unit == "head" else gate for gate in gates]
-        return part.wrong(shaped) + price * torch.cat([gate.flatten() for gate in gates]).sum()
+        return _wrong(parts[step % len(parts)], places, shaped) + price * torch.cat([gate.flatten() for gate in gates]).sum()
 
     rates = [lr] * len(wishes)
     course = descend(wishes, loss, steps=epochs * len(parts), rates=rates, temperatures=TEMPERATURES)
-    return SiteMask(unit, dict(zip(places, (wish.detach() for wish in wishes), strict=True)), course)
+    return SiteMask(unit, places, tuple(wish.detach() for wish in wishes), course)
+
+
+def _place(subject: Subject, given: "Site | str | Place", span: Span | str) -> Place:
+    site, at = given if isinstance(given, tuple) else (given, span)
+    return subject.validate(site), Span.of(at)
 
 
 def _check(sites: Sequence[Site], unit: str) -> None:
@@ -111,26 +122,12 @@ def _check(sites: Sequence[Site], unit: str) -> None:
             raise OutOfRange(f"site {site} is all heads together; give unit='head', or one head, e.g. '{site}.0'")
 
 
-class _Part:
-    """Some pairs with the counterfactual's values."""
+def _n_units(part: Patcher, site: Site, unit: str) -> int:
+    return 1 if unit == "site" else int(part.source_at(site, Span("all")).values.shape[1])
 
-    def __init__(self, subject: Subject, pairs: Sequence[Pair], sites: Sequence[Site], span: Span) -> None:
-        self.subject, self.span = subject, span
-        self.pairs: PairBatch = encode(subject, pairs)
-        with torch.no_grad():
-            found = run(subject, self.pairs.source, capture=[(site, span) for site in sites], keep=self.pairs.keep).captured
-        self.source: dict[Site, Activation] = {site: found[site, span] for site in sites}
 
-    def n_units(self, site: Site, unit: str) -> int:
-        """Gates of a site."""
-        return 1 if unit == "site" else int(self.source[site].values.shape[1])
-
-    def wrong(self, gates: Sequence[Tensor]) -> Tensor:
-        """Cross-entropy (nats) of the counterfactual answer between the two answers, mean over pairs."""
-        edits: list[Edit] = [
-            replace(swap(site, self.span, source), gate=gate)
-            for (site, source), gate in zip(self.source.items(), gates, strict=True)
-        ]
-        out = run(self.subject, self.pairs.base, edits, keep=self.pairs.keep)
-        answer, other = self.pairs.log_likelihoods(out.logits)
-        return F.softplus(answer - other).mean()
+def _wrong(part: Patcher, places: Sequence[Place], gates: Sequence[Tensor]) -> Tensor:
+    """Cross-entropy (nats) of the counterfactual answer between the two answers, mean over pairs."""
+    edits = [replace(part.swap(site, span), gate=gate) for (site, span), gate in zip(places, gates, strict=True)]
+    outcome: Outcome = part.outcome_of(edits, gradients=True)
+    return F.softplus(outcome.answer_logprob - outcome.counterfactual_logprob).mean()

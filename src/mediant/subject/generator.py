@@ -152,9 +152,9 @@ class ImageGenerator(OpenModel):
             "height": noise.shape[2] * side, "width": noise.shape[3] * side, "guidance_scale": self.sampling.guidance,
             "output_type": "latent", "return_dict": False, "max_sequence_length": self.sampling.slots, **self._layers(),
         }  # fmt: skip
-        self.work.token_layers += batch.n_rows * batch.n_cols * self.shape.n_layers * steps
         with self.reading(batch), self._shown(batch) as images:
             latents: Tensor = run(self.pipeline, image=images, **given)[0]
+        self.work.add(batch.n_rows * batch.n_cols * self.shape.n_layers * steps, latents)
         return self._unpacked(latents, noise.shape[2], noise.shape[3])
 
     def _unpacked(self, latents: Tensor, height: int, width: int) -> Latents:

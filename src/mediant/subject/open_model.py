@@ -61,9 +61,20 @@ class Window:
 
 @dataclass
 class Work:
-    """Forward work done so far, in tokens x layers; divide by a prompt's own for full forwards."""
+    """Work done so far, in tokens x layers; divide by a prompt's own for full forwards.
+
+    Attributes:
+        token_layers: computed forward.
+        differentiated: those of them whose outcome a gradient may be taken of.
+    """
 
     token_layers: int = 0
+    differentiated: int = 0
+
+    def add(self, token_layers: int, outcome: Tensor) -> None:
+        """Count a forward."""
+        self.token_layers += token_layers
+        self.differentiated += token_layers if outcome.requires_grad else 0
 
 
 @dataclass(eq=False, kw_only=True)

@@ -11,6 +11,11 @@ from random import Random
 from mediant.core.errors import TaskError
 
 
+def count() -> int:
+    """How many sentences there are."""
+    return len(_every_sentence())
+
+
 def sentences(n: int, seed: int = 0) -> list[str]:
     """`n` different sentences of 8 to 16 words on unrelated subjects.
 

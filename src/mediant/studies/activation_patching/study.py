@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from mediant.core.errors import OutOfRange, TaskNotDone
+from mediant.core.errors import OutOfRange
 from mediant.core.pair import Pair
 from mediant.core.ranking import Ranking, Rule
 from mediant.core.result import SCHEMA, Result
 from mediant.core.site import Site
-from mediant.measures.intervals import coin_flip_p
+from mediant.measures.behaviour import refuse_unless_done
 from mediant.measures.metrics import metric
 from mediant.runs.engine import LocalEngine, WorkItem
 from mediant.runs.folder import Json, RunFolder
@@ -115,7 +115,8 @@ class _Study:
         """Check that the task is done, then patch every head on the discovery pairs."""
         batches = self._batches("discovery", self.data.discovery)
         base = self._map("discovery/base", batches, lambda r: method.baseline(r))
-        _refuse_if_not_done(self.data, base, self.subject)
+        preferred, total = (np.concatenate([r[name] for r in base]) for name in ("preferred", "total"))
+        refuse_unless_done(preferred, total, task=self.data.name, subject=self.subject.name)
         layers = range(self.subject.shape.n_layers)
         records = [
             self._map(f"heads/{layer:02d}", [batch], lambda r, la=layer: {"effects": method.head_effects(r, la)})  # type: ignore[misc]
@@ -201,25 +202,6 @@ def _join(records: Sequence[Json]) -> Json:
     joined: Json = {name: np.concatenate([r[name] for r in records]) for name in ("before", "total", "preferred", "greedy")}
     joined["effects"] = {name: method.per_pair([r["effects"][name] for r in records]) for name in records[0]["effects"]}
     return joined
-
-
-def _refuse_if_not_done(data: data_of.Data, records: Sequence[Json], subject: Subject) -> None:
-    preferred = np.concatenate([r["preferred"] for r in records])
-    total = np.concatenate([r["total"] for r in records])
-    share, n = float(preferred.mean()), len(preferred)
-    # Fewer than five pairs cannot tell a model from a coin; there all of them have to be right.
-    if coin_flip_p(int(preferred.sum()), n) > 0.05 and share < 1:
-        raise TaskNotDone(
-            f"{subject.name} prefers the answer in {share:.0%} of {n} pairs of {data.name!r}, no better than chance (a fair coin "
-            f"does as well with p = {coin_flip_p(int(preferred.sum()), n):.2f}), so "
-            "there is no behaviour to locate. Check the answers' leading spaces and the prompts' wording, or take a stronger "
-            "model."
-        )
-    if abs(total.mean()) <= 0.2 * total.std():
-        raise TaskNotDone(
-            f"the counterfactual prompts hardly change {subject.name}'s answer on {data.name!r}: mean total effect "
-            f"{total.mean():+.3f}, spread {total.std():.3f}. Choose counterfactuals whose answer differs."
-        )
 
 
 def _fewer(config: Config, data: data_of.Data) -> list[str]:

@@ -1,0 +1,201 @@
+"""The pictures of the page: the matrix, the curves behind it, the report cards, and the controls."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mediant.core.result import Measure, Result
+from mediant.measures.effects import cluster_labels
+from mediant.measures.intervals import Array, estimate_ratio
+from mediant.report.figures import ACCENT, MUTED, SECOND, THIRD, Line, Point, curves, intervals, share_maps
+from mediant.report.page import Page, Section, Strip, Table, Token, number
+from mediant.studies.mediation.measures import IIA, Tried, beats, verdicts
+from mediant.studies.mediation.method import Entry
+from mediant.studies.mediation.searches import FAMILIES
+from mediant.studies.mediation.study import Findings
+from mediant.subject import Subject
+
+COLOURS = (ACCENT, SECOND, THIRD, "#a64ca6", "#c0392b", "#5d8aa8", "#7f8c3d", "#b8860b", "#4b4b8f", MUTED)
+COLUMNS = {
+    "patching": "patching", "attribution": "attribution", "integrated": "integrated gradients", "learning": "learning",
+    "probing": "probing", "observing": "observing",
+}  # fmt: skip
+
+
+def page(result: Result, found: Findings, subject: Subject) -> Page:
+    """The whole page."""
+    measures, entries = result.measures, found.entries
+    ran = [entry for entry in entries if not entry.reason]
+    won = [entry for entry in ran if beats(measures, entry)]
+    data = found.ground.data
+    headline = [
+        (f"{len(ran)} of {len(entries)}", "searches run"),
+        (f"{len(won)} of {len(ran)}", "better than random units"),
+        (str(len(data.judged)), "pairs judged on"),
+        (str(found.ground.site), "site of the last rows"),
+    ]
+    sections = [
+        _prompts(found),
+        _matrix(found, measures),
+        _beside(found, measures),
+        _controls(found, measures),
+        *([_das(measures)] if "das_iia" in measures else []),
+        *(_curves(found, kind) for kind in dict.fromkeys(entry.kind for entry in ran)),
+        _cards(entries, measures),
+        _units(ran),
+    ]
+    lead = (
+        f"{subject.name} on {data.description}. Every row is a kind of mediator, every column a way of searching; each cell was "
+        f"run on the same {len(data.discovery)} pairs and judged on {len(data.judged)} others by one question: how much of the "
+        f"counterfactual's answer comes with its values, when {found.ground.config.share:.0%} of the units have them? "
+        + " ".join(verdicts(measures, entries))
+    )
+    return Page("Mediators and searches", lead, result, sections, headline)
+
+
+def _prompts(found: Findings) -> Section:
+    data = found.ground.data
+    shown = [("clean", data.judged[0].clean.text, data.judged[0].answer)]
+    shown.append(("counterfactual", data.judged[0].counterfactual.text, data.judged[0].counterfactual_answer))
+    if data.other:
+        shown += [("another clean prompt", data.other[0].clean.text, data.other[0].answer)]
+        shown += [("same variable, other words", data.other[0].counterfactual.text, data.other[0].counterfactual_answer)]
+    shown += [("unrelated", data.texts[0].clean.text, ""), ("of the same length", data.texts[0].counterfactual.text, "")]
+    strips = [Strip(label, [Token(text), *([Token(f"  →{answer}")] if answer else [])]) for label, text, answer in shown]
+    text = (
+        "Searches see pairs like the first two. Pairs like the next two ask what else is handed on: they agree in "
+        f"{data.variable or 'no known variable'} and differ in the words. The last two ask what is disturbed elsewhere."
+    )
+    return Section("What is exchanged", text, strips)
+
+
+def _best(entries: Sequence[Entry], measures: Mapping[str, Measure], what: str) -> Array:
+    """(kind, family): the measure of each cell's most faithful search; NaN where none was run."""
+    kinds = list(dict.fromkeys(entry.kind for entry in entries))
+    table = np.full((len(kinds), len(FAMILIES)), np.nan)
+    for i, kind in enumerate(kinds):
+        for j, family in enumerate(FAMILIES):
+            mine = [e for e in entries if e.kind == kind and e.search.family == family and not e.reason]
+            if mine:
+                best = max(mine, key=lambda entry: measures[f"{entry.name}_faithfulness"].value or 0.0)
+                value = measures[f"{best.name}_{what}"].value
+                table[i, j] = np.nan if value is None else value
+    return table
+
+
+def _matrix(found: Findings, measures: Mapping[str, Measure]) -> Section:
+    kinds = list(dict.fromkeys(entry.kind for entry in found.entries))
+    table = _best(found.entries, measures, "faithfulness")
+    figure = share_maps(
+        [("share of the total effect", np.clip(table, 0, None))], list(COLUMNS.values()), kinds, row_title="", written=True
+    )
+    text = (
+        "Share of the total effect that comes with the counterfactual's values of the units found; where a cell has several "
+        "searches, of the most faithful. Empty cells are explained at the end of the page. Coarse mediators hand on everything: "
+        "see below what else."
+    )
+    return Section("The matrix", text, figure=figure)
+
+
+def _beside(found: Findings, measures: Mapping[str, Measure]) -> Section:
+    kinds = list(dict.fromkeys(entry.kind for entry in found.entries))
+    tables = []
+    for what, title in (("leak", "handed on besides"), ("stability", "same in both halves")):
+        table = _best(found.entries, measures, what)
+        if not np.isnan(table).all():
+            tables.append((title, np.clip(table, 0, 1.2)))
+    text = (
+        "Left: the same exchange between prompts that agree in the variable and differ in everything else; a mediator of "
+        "the variable alone would hand on nothing. Right: how far the search finds the same units on either half of its pairs."
+    )
+    short = ["patch", "attr.", "integ.", "learn", "probe", "obs."]
+    return Section("Selectivity and stability", text, figure=share_maps(tables, short, kinds, row_title="", written=True))
+
+
+def _controls(found: Findings, measures: Mapping[str, Measure]) -> Section:
+    points = []
+    for kind in dict.fromkeys(entry.kind for entry in found.entries):
+        for entry in found.entries:
+            if entry.kind == kind and not entry.reason:
+                one = measures[f"{entry.name}_faithfulness"]
+                points.append(_point(f"{kind}: {entry.search.name}", one, ACCENT if beats(measures, entry) else SECOND))
+        points.append(_point(f"{kind}: as many at random", measures[f"{kind}_random_faithfulness"], MUTED))
+    text = "Every search with its 95 % interval, beside as many units of its kind drawn at random (grey)."
+    return Section("Better than random?", text, figure=intervals(points, unit="share of the total effect"))
+
+
+def _point(label: str, measure: Measure, colour: str) -> Point:
+    assert measure.value is not None  # noqa: S101 - only what was run is shown
+    low, high = measure.ci95 or (measure.value, measure.value)
+    return Point(label, measure.value, low, high, colour)
+
+
+def _das(measures: Mapping[str, Measure]) -> Section:
+    names = {
+        "das_iia": "DAS", "das_iia_heldout": "DAS, held-out words", "das_iia_shuffled_answers": "towards shuffled answers",
+        "das_iia_random_weights": "random weights",
+    }  # fmt: skip
+    colours = {"das_iia": ACCENT, "das_iia_heldout": ACCENT}
+    points = [_point(names[name], measures[name], colours.get(name, MUTED)) for name in IIA if name in measures]
+    text = (
+        "Interchange accuracy of learned subspaces of one size. A rotation can make structure where there is none: the same "
+        "search on random weights, and towards answers that mean nothing, shows how much."
+    )
+    return Section("What DAS finds where there is nothing", text, figure=intervals(points, unit="share of answers turned"))
+
+
+def _curves(found: Findings, kind: str) -> Section:
+    tried: Tried = found.tried
+    mine = [entry for entry in found.entries if entry.kind == kind and not entry.reason]
+    lines = []
+    for entry, colour in zip(mine, COLOURS, strict=False):
+        ladder, table = tried.ladders[entry.name], tried.curves[entry.name]
+        clusters = cluster_labels([pair.template for pair in found.ground.data.validation])
+        points = [estimate_ratio(row, tried.total["validation"], clusters=clusters, draws=300) for row in table]
+        low, high = ([p.ci95[end] for p in points] for end in (0, 1))
+        lines.append(Line(entry.search.name, ladder, [p.value for p in points], low, high, colour))
+    figure = curves(lines, x_title=f"{kind}s", y_title="share of the total effect", level=found.ground.config.enough, unit=kind)
+    text = f"How much comes with the best so many {kind}s, on {len(found.ground.data.validation)} pairs of their own."
+    return Section(f"{kind.capitalize()}s", text, figure=figure, folded=True)
+
+
+def _cards(entries: Sequence[Entry], measures: Mapping[str, Measure]) -> Section:
+    header = [
+        "mediator", "search", "faithful", "95 %", "random", "held out", "handed on besides", "disturbs (nats)",
+        "units for 80 %", "stable", "forwards", "backwards",
+    ]  # fmt: skip
+    rows = []
+    for entry in entries:
+        if entry.reason:
+            rows.append([entry.kind, entry.search.name, "not run", entry.reason[:80], *[""] * 8])
+            continue
+        of = {what: measures[f"{entry.name}_{what}"] for what in CARD}
+        low, high = of["faithfulness"].ci95 or (0.0, 0.0)
+        rows.append(
+            [
+                entry.kind, entry.search.name, number(of["faithfulness"].value), f"{low:.2f} to {high:.2f}",
+                number(measures[f"{entry.kind}_random_faithfulness"].value), number(of["generality"].value),
+                number(of["leak"].value), number(of["disturbance"].value), _percent(of["sparsity"].value),
+                number(of["stability"].value), f"{entry.forwards:,.0f}", f"{entry.backwards:,.0f}",
+            ]
+        )  # fmt: skip
+    text = (
+        "One line per search: what it found, what else that does, how few units suffice, what finding them cost in prompts run."
+    )
+    return Section("Report cards", text, table=Table(header, rows))
+
+
+CARD = ("faithfulness", "generality", "leak", "disturbance", "sparsity", "stability")
+
+
+def _percent(value: float | None) -> str:
+    return "more" if value is None else f"{100 * value:.2g} %"
+
+
+def _units(ran: Sequence[Entry]) -> Section:
+    rows = []
+    for entry in ran:
+        assert entry.among is not None  # noqa: S101 - it was run
+        rows.append([entry.kind, entry.search.name, ", ".join(entry.among.label(unit) for unit in entry.order[:6])])
+    text = "The first units of every search."
+    return Section("What was found", text, table=Table(["mediator", "search", "first units"], rows), folded=True)
