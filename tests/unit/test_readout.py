@@ -63,7 +63,7 @@ def test_the_difference_of_unembeddings_reads_the_logit_difference_off_the_final
 
 def test_what_the_lens_cannot_read_is_refused():
     lm, pairs = builders.subject(), builders.pairs()
-    with pytest.raises(SubjectError, match="writes nothing to the stream itself"):
+    with pytest.raises(SubjectError, match="writes nothing to the stream"):
         read_changes(lm, pairs, [Site("q", 0, 1)])
     with pytest.raises(SubjectError, match="norms what a sublayer writes"):
         read_changes(builders.subject("gemma2"), pairs, [Site("head_z", 0, 1)])

@@ -64,12 +64,17 @@ def activations_of(
         with torch.no_grad():
             found = run(subject, batch, capture=[(site, place) for site in parts]).captured
         for site, part in parts.items():
-            part.append(_per_prompt(found.get((site, place)), batch.n_rows, place))
+            part.append(per_prompt(found.get((site, place)), batch.n_rows, place))
     back = np.argsort(order)
     return {site: np.concatenate(part)[back] for site, part in parts.items()}
 
 
-def _per_prompt(found: Activation | None, n_rows: int, span: Span) -> Array:
+def per_prompt(found: Activation | None, n_rows: int, span: Span) -> Array:
+    """Each row's values, averaged over its tokens.
+
+    Raises:
+        SpanError: a row without any.
+    """
     counts = torch.zeros(n_rows) if found is None else torch.bincount(found.rows.cpu(), minlength=n_rows)
     if found is None or not bool(counts.all()):
         raise SpanError(f"span {span} covers no token of a prompt; directions are read from prompts, not from generated text")

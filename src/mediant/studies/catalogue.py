@@ -1,7 +1,7 @@
 """The studies that ship, found by their folders; nothing but their torch-free configs is imported here.
 
 >>> [card.name for card in studies().values()]
-['activation-patching', 'gaze-heads', 'positional-circuits', 'reference-binding']
+['activation-patching', 'gaze-heads', 'mediation', 'positional-circuits', 'reference-binding']
 """
 
 import tomllib

@@ -6,7 +6,8 @@
 `spans` name pieces of the clean prompt, as text that occurs once or as `[start, stop]` characters; the counterfactual
 is aligned token by token, so both prompts must have the same number of tokens. Answers continue the prompt, with
 their leading space, and may have several tokens. `template` (optional) groups pairs that share wording: they
-are resampled together in intervals, and one group can be held out.
+are resampled together in intervals, and one group can be held out. `variables` (optional) say what the clean prompt is
+about, such as {"number": "plural"}, where a study asks for the variable in which the two prompts differ.
 """
 
 import json
@@ -32,6 +33,7 @@ class PairLine(BaseModel):
     counterfactual_answer: str = Field(min_length=1)
     spans: dict[str, str | tuple[int, int]] = Field(default_factory=dict)
     template: str = ""
+    variables: dict[str, str] = Field(default_factory=dict)
     id: str = ""
 
     def pair(self, default_id: str) -> Pair:
@@ -46,6 +48,7 @@ class PairLine(BaseModel):
             self.answer,
             self.counterfactual_answer,
             self.template,
+            self.variables,
         )
 
 

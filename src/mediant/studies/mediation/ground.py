@@ -20,6 +20,7 @@ from mediant.interventions.execute import run
 from mediant.interventions.features import PCA, Featurizer
 from mediant.measures.intervals import Array
 from mediant.search.dictionary_learning import LearnedDictionary, learn_dictionary
+from mediant.search.directions import per_prompt
 from mediant.search.patching import Patcher
 from mediant.studies.mediation.config import Config
 from mediant.studies.mediation.mediators import Edges, Features, Kind, Neurons, Places, edges_of, places_of
@@ -29,7 +30,7 @@ from mediant.tasks import plain_text
 from mediant.tasks.encode import encode
 
 LAST = Span("last")
-HALF = 0.5
+HALF, BATCH = 0.5, 32
 
 
 @dataclass(eq=False)
@@ -139,6 +140,22 @@ def values_at(
             out = run(subject, subject.encode(list(prompts[i : i + batch_size])), capture=[(site, span)])
         found.append(out.captured[site, Span.of(span)].values)
     return torch.cat(found)
+
+
+def values_of_sides(subject: Subject, pairs: Sequence[Pair], sites: Sequence[Site], span: Span) -> dict[Site, Array]:
+    """Values of the clean prompts, then of the counterfactual ones, averaged over the tokens of a span: (2 x pair, d) per site.
+
+    Of a counterfactual, a span is the tokens at the same places as the clean prompt's.
+    """
+    parts: dict[Site, tuple[list[Array], list[Array]]] = {site: ([], []) for site in sites}
+    for i in range(0, len(pairs), BATCH):
+        batch = encode(subject, pairs[i : i + BATCH])
+        for side, prompts in enumerate((batch.base, batch.source)):
+            with torch.no_grad():
+                found = run(subject, prompts, capture=[(site, span) for site in sites]).captured
+            for site in sites:
+                parts[site][side].append(per_prompt(found[site, span], prompts.n_rows, span)[:: batch.rows_per_pair])
+    return {site: np.concatenate([*clean, *other]) for site, (clean, other) in parts.items()}
 
 
 def _later(subject: Subject, data: Data) -> tuple[str, ...]:

@@ -22,7 +22,6 @@ from mediant.measures.intervals import Array
 from mediant.search.acdc import acdc
 from mediant.search.attribution import eap
 from mediant.search.circuits import greedy, strongest
-from mediant.search.directions import activations_of
 from mediant.search.feature_masks import dbm
 from mediant.search.flow_routes import flow_routes
 from mediant.search.interchange import Interchanges
@@ -32,7 +31,7 @@ from mediant.search.node_attribution import attribute, attribute_features
 from mediant.search.patching import Patcher
 from mediant.search.readout import read_changes
 from mediant.search.site_masks import mask_sites
-from mediant.studies.mediation.ground import LAST, SIDES, Ground
+from mediant.studies.mediation.ground import LAST, Ground, values_of_sides
 from mediant.tasks.encode import encode
 from mediant.tasks.interchange import Interchange
 
@@ -207,10 +206,8 @@ def places_by_probe(ground: Ground, pairs: Sequence[Pair], *, kind: str) -> Arra
 
 def _labelled(ground: Ground, pairs: Sequence[Pair], sites: Sequence[Site], span: Span | str) -> tuple[dict[Site, Array], Mask]:
     """Values of all prompts, clean ones first, and which value of the variable each has."""
-    prompts = [getattr(pair, side) for side in SIDES for pair in pairs]
-    values = activations_of(ground.subject, prompts, sites, span)
     clean = np.array([pair.variables[ground.data.variable] == ground.data.values[0] for pair in pairs])
-    return values, np.concatenate([clean, ~clean])
+    return values_of_sides(ground.subject, pairs, sites, Span.of(span)), np.concatenate([clean, ~clean])
 
 
 def _separation(x: Array, y: Mask) -> float:

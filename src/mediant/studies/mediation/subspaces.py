@@ -19,13 +19,12 @@ from mediant.core.errors import TaskError
 from mediant.core.pair import Pair, Prompt
 from mediant.interventions.features import PCA, Rotation
 from mediant.interventions.mediator import Mediator
-from mediant.search.directions import activations_of
 from mediant.search.erasure import amnesic
 from mediant.search.linear_rules import Fit, fit_logistic, fit_mean_difference
 from mediant.search.node_attribution import gradients
 from mediant.search.readout import unembedding_differences
 from mediant.search.rotations import boundless_das, das
-from mediant.studies.mediation.ground import LAST, SIDES, Ground, values_at
+from mediant.studies.mediation.ground import LAST, SIDES, Ground, values_at, values_of_sides
 from mediant.studies.mediation.searches import exchanges
 
 Basis = Callable[[Ground, Sequence[Pair]], Float[Tensor, "d k"]]
@@ -103,8 +102,7 @@ def by_variance(ground: Ground, pairs: Sequence[Pair]) -> Tensor:
 
 def by_class(ground: Ground, pairs: Sequence[Pair], *, fit: Fit) -> Tensor:
     """The one direction that tells the variable's values apart."""
-    prompts = [getattr(pair, side) for side in SIDES for pair in pairs]
-    x = activations_of(ground.subject, prompts, [ground.site], LAST)[ground.site]
+    x = values_of_sides(ground.subject, pairs, [ground.site], LAST)[ground.site]
     clean = np.array([pair.variables[ground.data.variable] == ground.data.values[0] for pair in pairs])
     vector = fit(x, np.concatenate([clean, ~clean])).vector
     return torch.from_numpy(vector / np.linalg.norm(vector)).float()[:, None]
