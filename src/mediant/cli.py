@@ -63,7 +63,8 @@ def _options(card: StudyCard) -> type:
     fields: list[Any] = []
     for name, info in card.config.model_fields.items():
         kind: Any = info.annotation
-        help_text = Parameter(help=info.description, show_default=False, negative="")
+        names = ("--model", "--subject") if name == "model" else None
+        help_text = Parameter(name=names, help=info.description, show_default=False, negative="")
         fields.append((name, Annotated[kind | None, help_text], field(default=None)))
     made: type = make_dataclass(f"{card.config.__name__}Options", fields, frozen=True)
     # Cyclopts takes classes of the module `types`, where `make_dataclass` puts them, for built-in ones.

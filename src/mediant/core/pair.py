@@ -10,7 +10,10 @@ intervention, not by the data.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
 
 from mediant.core.errors import SpanError
 from mediant.core.span import RESERVED
@@ -20,12 +23,16 @@ from mediant.core.span import RESERVED
 class Prompt:
     """A text and its named spans as character ranges `(start, stop)`; a span may be given as text that occurs once.
 
+    Attributes:
+        image: what the text asks about, (height, width, 3); for subjects with eyes, which put it before the text.
+
     Raises:
         SpanError: a range is empty or outside the text, or its name is reserved.
     """
 
     text: str
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    image: npt.NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
@@ -43,7 +50,7 @@ class Prompt:
         spans = dict(self.spans)
         for name, piece in names.items():
             spans[name] = find_once(self.text, piece, name)
-        return Prompt(self.text, spans)
+        return replace(self, spans=spans)
 
 
 def find_once(text: str, piece: str, name: str) -> tuple[int, int]:

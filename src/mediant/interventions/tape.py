@@ -43,27 +43,27 @@ class Tape:
     """
 
     def __init__(self, values: Float[Tensor, "source token d_model"], bounds: Sequence[int], *, differentiable: bool) -> None:
-        self.values, self.bounds, self.differentiable = values, bounds, differentiable
-        self.gradients = torch.zeros_like(values) if differentiable else None
+        self.store = _Store(values, bounds, torch.zeros_like(values) if differentiable else None)
+        self.differentiable = differentiable
         self.order = values.new_zeros((), requires_grad=differentiable)
 
     def write(self, first: int, values: Float[Tensor, "node token d_model"]) -> None:
         """Store the values of neighbouring nodes."""
         if self.differentiable:
             self.order = _Write.apply(  # type: ignore[no-untyped-call]
-                values, self.order, self, first
+                values, self.order, self.store, first
             )
         else:
-            self.values[first : first + len(values)] = values
+            self.store.values[first : first + len(values)] = values
 
     def read(self, gates: Float[Tensor, "span port source"]) -> Float[Tensor, "port token d_model"]:
         """Gated sums over the first nodes."""
         if self.differentiable:
             out: Tensor = _Read.apply(  # type: ignore[no-untyped-call]
-                gates, self.order, self
+                gates, self.order, self.store
             )
             return out
-        return self.sums(gates)
+        return self.store.sums(gates)
 
     def inputs(self, gates: Float[Tensor, "span port source"], base: Float[Tensor, "token d_model"]) -> Iterator[Block]:
         """Base plus gated sums, where gates are open; few tokens at a time, so that every port's copy stays in the cache."""
@@ -72,9 +72,19 @@ class Tape:
             if bool(live.any()):
                 yield Block(live, slice(None), base + self.read(gates[:, live]))
         else:
-            yield from self._blocks(gates, base)
+            yield from self.store.blocks(gates, base)
 
-    def _blocks(self, gates: Float[Tensor, "span port source"], base: Float[Tensor, "token d_model"]) -> Iterator[Block]:
+
+@dataclass(eq=False)
+class _Store:
+    """The buffers. Autograd's nodes hold these and not the tape, whose order holds them: nobody would ever free the circle."""
+
+    values: Float[Tensor, "source token d_model"]
+    bounds: Sequence[int]
+    gradients: Float[Tensor, "source token d_model"] | None
+
+    def blocks(self, gates: Float[Tensor, "span port source"], base: Float[Tensor, "token d_model"]) -> Iterator[Block]:
+        """Base plus gated sums, a few tokens at a time."""
         for table, start, stop in zip(gates, self.bounds, self.bounds[1:], strict=False):
             ports, nodes = (table != 0).any(1), (table != 0).any(0)
             if start == stop or not bool(ports.any()):
@@ -99,41 +109,41 @@ class Tape:
         """Gated sums."""
         nothing = self.values.new_zeros(self.values.shape[1:])
         out = self.values.new_zeros(gates.shape[1], *nothing.shape)
-        for block in self._blocks(gates, nothing):
+        for block in self.blocks(gates, nothing):
             out[block.ports, block.tokens] = block.streams
         return out
 
 
 class _Write(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, order: Tensor, tape: Tape, first: int) -> Tensor:
+    def forward(ctx: Any, values: Tensor, order: Tensor, store: _Store, first: int) -> Tensor:
         """Put the values on the tape; what is returned only marks the order."""
-        ctx.tape, ctx.place = tape, slice(first, first + len(values))
-        tape.values[ctx.place] = values
+        ctx.store, ctx.place = store, slice(first, first + len(values))
+        store.values[ctx.place] = values
         return torch.zeros_like(order)
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
         """What all later reads have added up."""
-        gradients = ctx.tape.gradients[ctx.place]
+        gradients = ctx.store.gradients[ctx.place]
         return gradients, gradients.new_zeros(()), None, None
 
 
 class _Read(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, order: Tensor, tape: Tape) -> Tensor:  # noqa: ARG004 - `order` makes the chain
+    def forward(ctx: Any, gates: Tensor, order: Tensor, store: _Store) -> Tensor:  # noqa: ARG004 - `order` makes the chain
         """Gated sums."""
-        ctx.tape = tape
+        ctx.store = store
         ctx.save_for_backward(gates)
-        return tape.sums(gates)
+        return store.sums(gates)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         """By a gate: node times gradient, summed over tokens; by a node: gates times gradient, added on the tape."""
-        (gates,), tape, (gradient,) = ctx.saved_tensors, ctx.tape, gradients
+        (gates,), store, (gradient,) = ctx.saved_tensors, ctx.store, gradients
         n, by_gate = gates.shape[2], torch.zeros_like(gates)
-        for span, (a, b, known) in enumerate(tape.slices(n)):
+        for span, (a, b, known) in enumerate(store.slices(n)):
             part = gradient[:, a:b].flatten(1)
             by_gate[span] = part @ known.mT
-            tape.gradients[:n, a:b] += (gates[span].mT @ part).unflatten(1, (b - a, gradient.shape[-1]))
+            store.gradients[:n, a:b] += (gates[span].mT @ part).unflatten(1, (b - a, gradient.shape[-1]))
         return by_gate, gradient.new_zeros(()), None

@@ -16,6 +16,7 @@ from itertools import groupby
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mediant.core.errors import OutOfRange, SpanError, TaskError
@@ -87,10 +88,18 @@ class Patcher:
         shifted = Activation(source.values, source.rows + copy * self.pairs.base.n_rows, source.cols)
         return swap_at(site, Span.of(span), shifted)
 
+    def swaps(self, site: Site, span: Span | str) -> list[Edit]:
+        """The same as a list, which of a picture made in steps has one entry per step."""
+        return [self.swap(site, span)]
+
     def effect(self, edits: Sequence[Edit]) -> tuple[Array, list[Firing]]:
         """Metric after minus before for some edits together, one value per pair."""
         out = self._under(edits)
         return self.measured(Outcome(self.pairs, out.logits)) - self.before, out.firings
+
+    def wrong(self, outcome: Outcome) -> Tensor:
+        """How far an outcome is from the source's: cross-entropy (nats) between the two answers, mean over pairs."""
+        return F.softplus(outcome.answer_logprob - outcome.counterfactual_logprob).mean()
 
     def outcome_of(self, edits: Sequence[Edit], *, gradients: bool = False) -> Outcome:
         """The answers under some edits together; with `gradients`, as a function of what the edits hold."""

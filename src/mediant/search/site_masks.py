@@ -12,9 +12,9 @@ work, or only matter, together.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mediant.core.errors import OutOfRange, TaskError, unknown
@@ -22,7 +22,7 @@ from mediant.core.pair import Pair
 from mediant.core.ranking import Ranking, Scored
 from mediant.core.site import HEAD_KINDS, Site
 from mediant.core.span import Span
-from mediant.measures.metrics import Outcome
+from mediant.interventions.edits import Edit
 from mediant.search.descent import Course, descend
 from mediant.search.feature_masks import TEMPERATURES
 from mediant.search.patching import Patcher
@@ -31,6 +31,23 @@ from mediant.tasks.encode import encode
 
 UNITS = ("head", "site", "neuron")
 Place = tuple[Site, Span]
+
+
+@runtime_checkable
+class Exchanging(Protocol):
+    """A batch of pairs made ready: what writes a source's values, and how far an outcome is from the source's."""
+
+    def swaps(self, site: Site, span: Span | str) -> list[Edit]:
+        """The edits that write the source's values, one per step of what is made."""
+        ...
+
+    def outcome_of(self, edits: Sequence[Edit], *, gradients: bool = False) -> Any:
+        """What comes of it."""
+        ...
+
+    def wrong(self, outcome: Any) -> Tensor:
+        """0 where it is as the source's."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,16 +114,26 @@ def mask_sites(
         Patcher(subject, encode(subject, pairs[i : i + batch_size]), capture=[site for site, _ in places])
         for i in range(0, len(pairs), batch_size)
     ]
-    wishes = [torch.zeros(_n_units(parts[0], site, unit), requires_grad=True) for site, _ in places]
+    return mask_places(parts, places, unit=unit, price=price, epochs=epochs, lr=lr)
+
+
+def mask_places(
+    parts: Sequence[Exchanging], places: Sequence[Place], *, unit: str, price: float, epochs: int, lr: float
+) -> SiteMask:
+    """The same from batches that are ready, of whatever is made: answers or pictures."""
+    wishes = [torch.zeros(_n_units(parts[0], place, unit), requires_grad=True) for place in places]
 
     def loss(step: int, heat: float) -> Tensor:
         gates = [torch.sigmoid(wish / heat) for wish in wishes]
         shaped = [gate[:, None] if unit == "head" else gate for gate in gates]
-        return _wrong(parts[step % len(parts)], places, shaped) + price * torch.cat([gate.flatten() for gate in gates]).sum()
+        part = parts[step % len(parts)]
+        edits = [replace(one, gate=gate) for place, gate in zip(places, shaped, strict=True) for one in part.swaps(*place)]
+        wrong = part.wrong(part.outcome_of(edits, gradients=True))
+        return wrong + price * torch.cat([gate.flatten() for gate in gates]).sum()
 
     rates = [lr] * len(wishes)
     course = descend(wishes, loss, steps=epochs * len(parts), rates=rates, temperatures=TEMPERATURES)
-    return SiteMask(unit, places, tuple(wish.detach() for wish in wishes), course)
+    return SiteMask(unit, tuple(places), tuple(wish.detach() for wish in wishes), course)
 
 
 def _place(subject: Subject, given: "Site | str | Place", span: Span | str) -> Place:
@@ -122,12 +149,7 @@ def _check(sites: Sequence[Site], unit: str) -> None:
             raise OutOfRange(f"site {site} is all heads together; give unit='head', or one head, e.g. '{site}.0'")
 
 
-def _n_units(part: Patcher, site: Site, unit: str) -> int:
-    return 1 if unit == "site" else int(part.source_at(site, Span("all")).values.shape[1])
-
-
-def _wrong(part: Patcher, places: Sequence[Place], gates: Sequence[Tensor]) -> Tensor:
-    """Cross-entropy (nats) of the counterfactual answer between the two answers, mean over pairs."""
-    edits = [replace(part.swap(site, span), gate=gate) for (site, span), gate in zip(places, gates, strict=True)]
-    outcome: Outcome = part.outcome_of(edits, gradients=True)
-    return F.softplus(outcome.answer_logprob - outcome.counterfactual_logprob).mean()
+def _n_units(part: Exchanging, place: Place, unit: str) -> int:
+    if unit == "site":
+        return 1
+    return int(part.swaps(*place)[0].value.shape[1])

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -40,6 +42,7 @@ class Batch:
         copies: how many times the same prompts are stacked, see `repeat`.
         images: per row, which image tokens see what, in columns of the batch; empty for text alone.
         inputs: what else the model is given with the prompt: pixels and their grids.
+        pixels: per row, the image as it was given; empty for text alone, and where the caller kept them.
     """
 
     ids: Int[Tensor, "batch pos"]
@@ -51,6 +54,7 @@ class Batch:
     copies: int = 1
     images: tuple[RegionMap, ...] = ()
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    pixels: tuple[npt.NDArray[np.uint8], ...] = ()
 
     @property
     def n_rows(self) -> int:
@@ -112,6 +116,7 @@ class Batch:
             self.copies * times,
             self.images * times,
             {name: values.repeat(times, *[1] * (values.ndim - 1)) for name, values in self.inputs.items()},
+            self.pixels * times,
         )
 
     def with_spans(self, spans: Sequence[TokenSpans]) -> "Batch":
@@ -136,12 +141,22 @@ class Batch:
 
 @dataclass(frozen=True)
 class Tokens:
-    """One tokenised prompt: ids, spans as token indices, and how many ids at the end are a continuation."""
+    """One tokenised prompt: ids, spans as token indices, and how many ids at the end are a continuation.
+
+    Attributes:
+        pixels, seen: of a prompt with an image: the image, and which of its tokens see what.
+    """
 
     ids: list[int]
     spans: TokenSpans
     text: str = ""
     n_continuation: int = 0
+    pixels: npt.NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    seen: RegionMap | None = field(default=None, compare=False, repr=False)
+
+    def followed_by(self, ids: Sequence[int]) -> "Tokens":
+        """The same with a continuation."""
+        return replace(self, ids=[*self.ids, *ids], n_continuation=len(ids))
 
 
 def tokenize(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt | str) -> Tokens:
@@ -159,11 +174,20 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt | str) -> Toke
     if not ids:
         raise TaskError("an empty prompt has no tokens to run on")
     offsets = encoded["offset_mapping"] if prompt.spans else []
-    spans = {name: _overlapping(offsets, *chars) for name, chars in prompt.spans.items()}
+    return Tokens(ids, spans_of(prompt, offsets), prompt.text)
+
+
+def spans_of(prompt: Prompt, offsets: Sequence[tuple[int, int]], *, shift: int = 0) -> TokenSpans:
+    """Tokens of each span, by the characters of every token; `shift` characters stand before the prompt's own.
+
+    Raises:
+        SpanError: a span without tokens.
+    """
+    spans = {name: _overlapping(offsets, start + shift, stop + shift) for name, (start, stop) in prompt.spans.items()}
     for name, found in spans.items():
         if not found:
             raise SpanError(f"span {name!r} covers no token of {prompt.text!r}")
-    return Tokens(ids, spans, prompt.text)
+    return spans
 
 
 def _overlapping(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[int, ...]:

@@ -85,12 +85,13 @@ class Subject(OpenModel):
         """Whether `text` (with its leading space) is exactly one token."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) == 1
 
-    def continuation_ids(self, prompt: str, answer: str) -> list[int]:
+    def continuation_ids(self, prompt: Prompt | str, answer: str) -> list[int]:
         """Token ids of `answer` as it continues `prompt`.
 
         Raises:
             TaskError: the answer is empty or merges with the prompt's last token.
         """
+        prompt = prompt if isinstance(prompt, str) else prompt.text
         before = list(self.tokenizer(prompt)["input_ids"])
         both = list(self.tokenizer(prompt + answer)["input_ids"])
         if both and both[-1] == self.tokenizer.eos_token_id and before and before[-1] == both[-1]:

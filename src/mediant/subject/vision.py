@@ -11,7 +11,7 @@ packages that stills do not need. An image comes as an array (height, width, 3) 
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from mediant.core.errors import ImageError, SubjectError, TaskError
-from mediant.subject.batch import Batch, Tokens, collate
+from mediant.core.pair import Prompt
+from mediant.subject.batch import Batch, Side, Tokens, collate, spans_of
 from mediant.subject.families.sight import Piece, ProcessedImage, Sight
 from mediant.subject.footage import Footage
 from mediant.subject.regions import Box, Cell, Clip, RegionMap
@@ -52,6 +53,45 @@ class VisionSubject(Subject):
         if self.family.sight is None:
             raise SubjectError(f"family {self.family.name} has no eyes")
         return self.family.sight
+
+    def tokenize(self, prompt: Prompt | str) -> Tokens:
+        """Tokenise a prompt; one with an image is put together around it, as `look` does, and has the span "image"."""
+        if isinstance(prompt, str) or prompt.image is None:
+            return super().tokenize(prompt)
+        image = as_pixels(prompt.image)
+        pieces = self._pieces(image, self._processed([image]), 0)
+        templated = self._templated(prompt.text, pieces, self.image_token_id, self.sight.placeholders)
+        tokens, seen = self._prompt(templated, pieces, self.image_token_id, image.shape, "")
+        text, bare = templated
+        offsets = self.tokenizer(text, add_special_tokens=bare, return_offsets_mapping=True)["offset_mapping"]
+        # The last time, since a template may say the like before.
+        spans = spans_of(prompt, offsets, shift=text.rindex(prompt.text))
+        return Tokens(tokens.ids, {"image": seen.columns, **spans}, text, pixels=image, seen=seen)
+
+    def collate(self, items: Sequence[Tokens], *, side: Side = "left") -> Batch:
+        """Pad tokenised prompts, with what the model sees of their images.
+
+        Raises:
+            TaskError: some have an image and others none.
+        """
+        shown = [(item.pixels, item.seen) for item in items if item.pixels is not None and item.seen is not None]
+        if not shown:
+            return super().collate(items, side=side)
+        if len(shown) < len(items) or side != "left":
+            raise TaskError(f"prompts with images go together, padded on the left; {len(shown)} of {len(items)} have one")
+        outputs = self._processed([pixels for pixels, _ in shown])
+        inputs = {name: self._as_input(outputs[name]) for name in self.sight.inputs if name in outputs}
+        batch = self._collated(items, [seen for _, seen in shown], inputs)
+        return replace(batch, pixels=tuple(pixels for pixels, _ in shown))
+
+    def continuation_ids(self, prompt: Prompt | str, answer: str) -> list[int]:
+        """Token ids of `answer`; after a prompt with an image it begins a line of its own."""
+        if isinstance(prompt, str) or prompt.image is None:
+            return super().continuation_ids(prompt, answer)
+        ids: list[int] = list(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise TaskError("an empty answer has no tokens")
+        return ids
 
     def look(
         self,

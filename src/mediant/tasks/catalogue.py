@@ -20,6 +20,7 @@ TASKS: dict[str, str] = {
     "greater-than": "mediant.tasks.greater_than",
     "docstring": "mediant.tasks.docstring",
     "induction": "mediant.tasks.induction",
+    "panels": "mediant.tasks.panels",
 }
 """Name -> module with `generate`."""
 DESCRIPTIONS: dict[str, str] = {
@@ -31,6 +32,7 @@ DESCRIPTIONS: dict[str, str] = {
     "greater-than": "years after a start: all later numbers before all earlier ones",
     "docstring": "which argument the next line of a docstring names",
     "induction": "a word comes again, and so does the word after it",
+    "panels": "which panel of a comic strip is asked about (for subjects with eyes)",
 }
 
 

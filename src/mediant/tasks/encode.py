@@ -8,10 +8,11 @@ one for each answer appended to the prompt, so that both likelihoods are under t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -23,6 +24,7 @@ from mediant.subject import Batch, Subject
 from mediant.subject.batch import Tokens
 
 Direction = Literal["noising", "denoising"]
+IMAGE = Span("image")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +49,17 @@ class PairBatch:
 
     @cached_property
     def first_difference(self) -> Int[Tensor, " row"]:
-        """First column of each row where base and source tokens differ; activations before it are equal."""
-        return (self.base.ids != self.source.ids).long().argmax(-1)
+        """First column of each row where base and source tokens or images differ; activations before it are equal."""
+        differ = self.base.ids != self.source.ids
+        for row in self.other_images:
+            differ[row, self.base.columns(row, IMAGE)] = True
+        return differ.long().argmax(-1)
+
+    @cached_property
+    def other_images(self) -> tuple[int, ...]:
+        """Rows whose base and source look at different images."""
+        pixels = [(self.base.pixels[row], self.source.pixels[row]) for row in range(len(self.base.pixels))]
+        return tuple(row for row, (one, other) in enumerate(pixels) if not np.array_equal(one, other))
 
     def changed(self, span: Span) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
         """Rows and columns of the part of `span` where base and source activations can differ."""
@@ -154,7 +165,7 @@ def _answer_sets(subject: Subject, pair: Pair) -> tuple[tuple[int, ...], tuple[i
         return None
     found = []
     for texts in (pair.answers, pair.counterfactual_answers):
-        ids = [subject.continuation_ids(pair.clean.text, text) for text in texts]
+        ids = [subject.continuation_ids(pair.clean, text) for text in texts]
         longer = [text for text, one in zip(texts, ids, strict=True) if len(one) != 1]
         if longer:
             raise TaskError(
@@ -175,8 +186,8 @@ class _Item:
 def _encode_one(subject: Subject, pair: Pair, direction: Direction) -> _Item:
     try:
         clean, counterfactual = subject.tokenize(pair.clean), subject.tokenize(pair.counterfactual)
-        answer = subject.continuation_ids(pair.clean.text, pair.answer)
-        other = subject.continuation_ids(pair.clean.text, pair.counterfactual_answer)
+        answer = subject.continuation_ids(pair.clean, pair.answer)
+        other = subject.continuation_ids(pair.clean, pair.counterfactual_answer)
     except MediantError as error:
         raise type(error)(f"pair {pair.id}: {error}") from error
     if len(clean.ids) != len(counterfactual.ids):
@@ -184,7 +195,7 @@ def _encode_one(subject: Subject, pair: Pair, direction: Direction) -> _Item:
             f"pair {pair.id}: the clean prompt has {len(clean.ids)} tokens, the counterfactual {len(counterfactual.ids)}; "
             "swaps need the same number. Choose fillers that tokenise alike."
         )
-    if clean.ids == counterfactual.ids:
+    if clean.ids == counterfactual.ids and _same_image(clean, counterfactual):
         raise TaskError(f"pair {pair.id}: clean and counterfactual prompts are the same tokens, so nothing can be patched")
     if answer == other:
         raise TaskError(f"pair {pair.id}: answer and counterfactual answer are the same tokens")
@@ -192,16 +203,21 @@ def _encode_one(subject: Subject, pair: Pair, direction: Direction) -> _Item:
     # Tokens are aligned one to one, so a span that only one prompt names means the same columns in the other.
     spans = {**clean.spans, **counterfactual.spans} if direction == "denoising" else {**counterfactual.spans, **clean.spans}
     return _Item(
-        Tokens(base.ids, {**spans, **base.spans}, base.text),
-        Tokens(source.ids, {**spans, **source.spans}, source.text),
+        replace(base, spans={**spans, **base.spans}),
+        replace(source, spans={**spans, **source.spans}),
         answer,
         other,
     )
 
 
+def _same_image(one: Tokens, other: Tokens) -> bool:
+    if one.pixels is None or other.pixels is None:
+        return one.pixels is other.pixels
+    return np.array_equal(one.pixels, other.pixels)
+
+
 def _extended(tokens: Tokens, answer: Sequence[int]) -> Tokens:
-    more = list(answer[:-1])
-    return Tokens(tokens.ids + more, tokens.spans, tokens.text, len(more))
+    return tokens.followed_by(answer[:-1])
 
 
 def _pick(logp: Tensor, ids: Sequence[Sequence[int]]) -> Tensor:

@@ -16,7 +16,10 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 class Config(StudyConfig):
     """Every setting with its unit and where the default comes from."""
 
-    task: str = Field("ioi", description="A generated task by name, or a .jsonl file of your own pairs.")
+    task: str | None = Field(
+        None, description="A generated task by name, or a .jsonl file of your own pairs; default: ioi, or panels where the subject "
+        "has eyes."
+    )  # fmt: skip
     kinds: tuple[Kind, ...] = Field(KINDS, min_length=1, description="Rows of the matrix.")
     variable: str | None = Field(
         None, description="Variable of the pairs that clean and counterfactual differ in, for probes; default: the task's own."
@@ -45,8 +48,9 @@ class Config(StudyConfig):
     active: int = Field(16, ge=1, description="Features active per token in the dictionary that is learned.")
     dictionary_steps: int = Field(600, ge=1, description="Updates of the dictionary that is learned, 256 tokens each.")
     epochs: int = Field(12, ge=1, description="Rounds over the discovery pairs of what is learned: masks and rotations.")
-    edge_steps: int = Field(100, ge=1, description="Updates of gates on edges, 8 pairs each.")
+    edge_steps: int = Field(40, ge=1, description="Updates of gates on edges, 8 pairs each.")
     gradient_steps: int = Field(5, ge=2, description="Points of integrated gradients (5 in MIB).")
+    n_exact: int = Field(5000, ge=0, description="At most so many neurons are exchanged one by one.")
     acdc_edges: int = Field(
         100, ge=0, description="Edges, strongest by attribution, that ACDC tries one by one; 0: it is left out."
     )

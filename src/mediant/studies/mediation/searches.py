@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from mediant.core.edge_scores import EdgeScores
+from mediant.core.errors import TaskError
 from mediant.core.pair import Pair
 from mediant.core.site import Site
 from mediant.core.span import Span
@@ -28,7 +29,7 @@ from mediant.search.interchange import Interchanges
 from mediant.search.linear_rules import Mask, fit_logistic, fit_sparse
 from mediant.search.masks import optimise_edges
 from mediant.search.node_attribution import attribute, attribute_features
-from mediant.search.patching import Patcher
+from mediant.search.patching import Patcher, neuron_effects
 from mediant.search.readout import read_changes
 from mediant.search.site_masks import mask_sites
 from mediant.studies.mediation.ground import LAST, Ground, values_of_sides
@@ -89,6 +90,36 @@ def features_one_by_one(ground: Ground, pairs: Sequence[Pair], *, kind: str) -> 
 
         found[live, i : i + len(some)] = ready.each([alone(u) for u in live])  # type: ignore[misc]
     return found
+
+
+def neurons_one_by_one(ground: Ground, pairs: Sequence[Pair]) -> Array:
+    """Exchange every neuron by itself, where there are few enough.
+
+    Raises:
+        TaskError: there are not.
+    """
+    shape, many = ground.subject.shape, ground.kinds["neuron"].n_units
+    if many > ground.config.n_exact:
+        raise TaskError(
+            f"{many:,} neurons one by one, on {len(pairs)} pairs, are {many * len(pairs):,} runs; allow it with n_exact = {many}"
+        )
+    found = np.zeros((many, len(pairs)))
+    for i in range(0, len(pairs), ground.config.batch_size):
+        some = pairs[i : i + ground.config.batch_size]
+        ready = Patcher(ground.subject, encode(ground.subject, some), by=ground.by)
+        for layer in range(shape.n_layers):
+            units = slice(layer * shape.d_mlp, (layer + 1) * shape.d_mlp)
+            found[units, i : i + len(some)] = neuron_effects(ready, layer, "all", range(shape.d_mlp))
+    return found
+
+
+def edges_by_probe(ground: Ground, pairs: Sequence[Pair]) -> Array:  # noqa: ARG001 - as all searches
+    """Nothing: an edge has no values of its own.
+
+    Raises:
+        TaskError: always.
+    """
+    raise TaskError("an edge hands on its source's values and has none of its own that a probe could read; see the heads' row")
 
 
 def places_by_gradient(ground: Ground, pairs: Sequence[Pair], *, kind: str, steps: int = 1) -> Array:
@@ -172,7 +203,7 @@ def edges_by_gates(ground: Ground, pairs: Sequence[Pair], *, sampling: str = "ha
 
 def edges_by_acdc(ground: Ground, pairs: Sequence[Pair]) -> Array:
     """Attribution's strongest edges, those first whose loss is missed when they are cut one by one."""
-    scores = eap(ground.subject, pairs, metric=ground.by, method="ig-inputs", steps=ground.config.gradient_steps)
+    scores = eap(ground.subject, pairs, metric=ground.by)
     within = strongest(scores, rule="most_negative").circuit(ground.config.acdc_edges, prune=False)
     found = acdc(ground.subject, pairs[:8], threshold=1e-3, within=within)
     order = _of_edges(scores)
@@ -301,6 +332,7 @@ def searches_of(kind: str, ground: Ground) -> list[Search]:
         return _place_searches(kind, steps)
     if kind == "neuron":
         return [
+            Search("patching", "patching", "patched one by one", neurons_one_by_one),
             Search("attribution", "attribution", "attribution patching", neurons_by_gradient),
             Search("integrated", "integrated", "integrated gradients", partial(neurons_by_gradient, steps=steps)),
             Search("learning", "mask", "mask learned", neurons_by_mask),
@@ -315,6 +347,7 @@ def searches_of(kind: str, ground: Ground) -> list[Search]:
             Search("integrated", "eap_ig", "EAP-IG", partial(edges_by_gradient, method="ig-inputs")),
             Search("learning", "gates", "gates, hard concrete", edges_by_gates),
             Search("learning", "ugs", "gates, uniform (UGS)", partial(edges_by_gates, sampling="uniform")),
+            Search("probing", "probe", "probe", edges_by_probe),
             Search("observing", "flow_routes", "information-flow routes", edges_by_flow),
         ]
     return _feature_searches(kind, steps)

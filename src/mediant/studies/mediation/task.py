@@ -16,11 +16,11 @@ from mediant.core.pair import Pair, Prompt
 from mediant.core.span import RESERVED
 from mediant.studies.mediation.config import Config
 from mediant.subject import Subject
-from mediant.tasks import catalogue, pairs, plain_text
-from mediant.tasks.encode import token_columns
+from mediant.subject.vision import VisionSubject
+from mediant.tasks import catalogue, pairs, panels, plain_text
 
 # The variable with two values in which a task's clean and counterfactual prompts differ.
-VARIABLES = {"ioi": "order", "agreement": "subject_number", "pronouns": "pronoun"}
+VARIABLES = {"ioi": "order", "agreement": "subject_number", "pronouns": "pronoun", "panels": "asked"}
 
 
 @dataclass(frozen=True)
@@ -59,28 +59,29 @@ def load(config: Config, subject: Subject) -> Data:
     Raises:
         UnknownName, TaskError: no such task, a file that cannot be used, or too few pairs.
     """
-    own_file = config.task.endswith((".jsonl", ".json")) or "/" in config.task
+    chosen = config.task or ("panels" if isinstance(subject, VisionSubject) else "ioi")
+    own_file = chosen.endswith((".jsonl", ".json")) or "/" in chosen
     needed = config.n_discovery + config.n_validation + config.n
     if own_file:
-        task = pairs.read(config.task)
+        task = pairs.read(chosen)
         mixed, heldout = list(task.pairs), tuple[Pair, ...]()
         Random(config.seed).shuffle(mixed)
         if len(mixed) < needed:
             raise TaskError(
-                f"{config.task} holds {len(mixed)} pairs; this study wants n_discovery + n_validation + n = {needed}: choose "
+                f"{chosen} holds {len(mixed)} pairs; this study wants n_discovery + n_validation + n = {needed}: choose "
                 "smaller ones"
             )
     else:
-        generate = catalogue.generator(config.task)
+        generate = catalogue.generator(chosen)
         task = generate(needed + config.n, seed=config.seed, single_token=subject.single_token)
         mixed = list(task.pairs)
         Random(config.seed).shuffle(mixed)
         heldout = generate(config.n, seed=config.seed, single_token=subject.single_token, split="heldout").pairs
-    variable = config.variable or ("" if own_file else VARIABLES.get(config.task, ""))
+    variable = config.variable or ("" if own_file else VARIABLES.get(chosen, ""))
     values = _values(mixed, variable)
     first, second = config.n_discovery, config.n_discovery + config.n_validation
     other = _other(subject, mixed[second:], variable, config.n, config.seed) if values else []
-    missing = _missing(config, heldout, other, variable, values)
+    missing = _missing(chosen, heldout, other, variable, values)
     discovery = _alike(mixed[:first])
     spans = _spans(subject, discovery)
     return Data(
@@ -90,7 +91,7 @@ def load(config: Config, subject: Subject) -> Data:
 
 
 def _missing(
-    config: Config, heldout: Sequence[Pair], other: Sequence[Pair], variable: str, values: Sequence[str]
+    task: str, heldout: Sequence[Pair], other: Sequence[Pair], variable: str, values: Sequence[str]
 ) -> dict[str, str]:
     found = {}
     if not heldout:
@@ -99,7 +100,7 @@ def _missing(
         found["variable"] = (
             f"variable {variable!r} does not have two values in these pairs"
             if variable
-            else f"no variable with two values is known of {config.task!r}; name one with --variable"
+            else f"no variable with two values is known of {task!r}; name one with --variable"
         )
         found["other"] = found["variable"]
     elif not other:
@@ -132,18 +133,18 @@ def _other(subject: Subject, items: Sequence[Pair], variable: str, n: int, seed:
 
 
 def _spans(subject: Subject, items: Sequence[Pair]) -> tuple[str, ...]:
-    """Spans that every pair names, and `last`, which a span of the last token repeats."""
-    named = {name for pair in items for name in pair.clean.spans}
-    shared = [str(column.span) for column in token_columns(subject, items) if str(column.span) in named]
-    ends = {
-        name for name in shared
-        if all(subject.tokenize(p.clean).spans[name] == (len(subject.tokenize(p.clean).ids) - 1,) for p in items)
-    }  # fmt: skip
+    """Spans that every prompt names, in the first one's order, and `last`, which a span of the last token repeats."""
+    tokens = [subject.tokenize(pair.clean) for pair in items]
+    shared = [name for name in items[0].clean.spans if all(name in each.spans for each in tokens)]
+    shared.sort(key=lambda name: tokens[0].spans[name])
+    ends = {name for name in shared if all(each.spans[name] == (len(each.ids) - 1,) for each in tokens)}
     return (*(name for name in shared if name not in ends), "last")
 
 
 def _texts(subject: Subject, config: Config, spans: Sequence[str]) -> tuple[Pair, ...]:
     """Unrelated sentences in pairs of one length, with the task's spans at words drawn at random."""
+    if isinstance(subject, VisionSubject):
+        return tuple(panels.unrelated(config.n_texts, seed=config.seed, spans=spans))
     by_length: dict[int, list[str]] = defaultdict(list)
     every = plain_text.sentences(min(plain_text.count(), 4 * config.n_texts), seed=config.seed)
     for text in every:
