@@ -301,6 +301,7 @@ def test_data_lists_the_tasks_and_shows_pairs_of_one(mediant: Mediant, pairs: Pa
         "greater-than",
         "docstring",
         "induction",
+        "panels",
     ]
     shown = mediant("data", "show", "agreement", "--n", "2", "--seed", "5").out.splitlines()
     assert len(shown) == 6

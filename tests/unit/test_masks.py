@@ -1,14 +1,17 @@
 """Learned gates: on planted circuits the edges that carry the answer stay open and the rest close."""
 
+import gc
+
 import numpy as np
 import pytest
+import torch
 
 import builders
 from mediant.core.errors import OutOfRange, TaskError
 from mediant.interventions.ports import graph_of
 from mediant.measures.faithfulness import CircuitBench, auroc
 from mediant.search.circuits import strongest
-from mediant.search.masks import optimise_edges
+from mediant.search.masks import Prepared, optimise_edges
 from mediant.tasks.toys import Toy, plant
 
 
@@ -71,3 +74,18 @@ def test_what_makes_no_sense_is_refused():
         optimise_edges(builders.subject(), [])
     with pytest.raises(OutOfRange, match="at least 1"):
         optimise_edges(builders.subject(), builders.pairs(), steps=0)
+
+
+def test_a_step_leaves_nothing_behind():
+    lm = builders.subject()
+    ready, exists = Prepared(lm, builders.pairs()), torch.from_numpy(graph_of(lm).exists)
+
+    def alive() -> int:
+        gc.collect()
+        return sum(type(each).__name__ == "_Store" for each in gc.get_objects())
+
+    before = alive()
+    for _ in range(2):
+        wanted = torch.ones(exists.shape, requires_grad=True)
+        torch.autograd.grad(ready.divergence((wanted * exists)[None]), wanted)
+    assert alive() == before

@@ -12,7 +12,9 @@ from mediant.tasks.catalogue import DESCRIPTIONS, TASKS, generator
 
 
 def test_the_tasks_are_listed_with_descriptions() -> None:
-    assert list(TASKS) == ["ioi", "pronouns", "agreement", "arithmetic", "colours", "greater-than", "docstring", "induction"]
+    assert list(TASKS) == [
+        "ioi", "pronouns", "agreement", "arithmetic", "colours", "greater-than", "docstring", "induction", "panels",
+    ]  # fmt: skip
     assert list(DESCRIPTIONS) == list(TASKS)
     assert all(DESCRIPTIONS.values())
 

@@ -54,7 +54,13 @@ class Subject(OpenModel):
         return self.family.entry_of(self.model)
 
     def tokenize(self, prompt: Prompt | str) -> Tokens:
-        """Token ids and token spans of a prompt."""
+        """Token ids and token spans of a prompt.
+
+        Raises:
+            SubjectError: a prompt with an image, which needs a subject with eyes.
+        """
+        if isinstance(prompt, Prompt) and prompt.image is not None:
+            raise SubjectError(f"{self.name} looks at no images; take a vision-language model, such as comic-vlm")
         return tokenize(self.tokenizer, prompt)
 
     def encode(self, prompts: Sequence[Prompt | str] | Prompt | str, *, side: Side = "left") -> Batch:
