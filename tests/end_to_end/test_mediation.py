@@ -1,4 +1,4 @@
-"""The study as a user runs it: her own model and file of pairs, every cell with its control or its reason, a second go, a silent page."""
+"""The study as a user runs it: her own model and pairs, every cell with its control or its reason, a second go, a silent page."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,8 @@ from conftest import Mediant
 
 SMALL = [
     "--preset", "smoke", "--n-discovery", "8", "--n-validation", "6", "--batch-size", "6",
-    "--set", 'kinds=["layer","sublayer","head","neuron","edge","coordinate","axis","feature","subspace"]', "--set", "share=0.1", "--set", "n=12", "--set", "n_texts=4",
+    "--set", 'kinds=["layer","sublayer","head","neuron","edge","coordinate","axis","feature","subspace"]',
+    "--set", "share=0.1", "--set", "n=12", "--set", "n_texts=4",
     "--set", "shares=[0.05, 0.3]", "--epochs", "4", "--device", "cpu",
 ]  # fmt: skip
 

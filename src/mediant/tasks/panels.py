@@ -7,8 +7,8 @@
 >>> pair.answer != pair.counterfactual_answer
 True
 
-For subjects with eyes that answer with a caption, of which the first word, the character, tells the panels apart: no two panels of a
-strip share one. `variables` hold the panel asked about and what is seen there.
+For subjects with eyes that answer with a caption, of which the first word, the character, tells the panels apart: no two panels
+of a strip share one. `variables` hold the panel asked about and what is seen there.
 """
 
 from collections.abc import Sequence

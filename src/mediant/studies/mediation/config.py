@@ -17,9 +17,9 @@ class Config(StudyConfig):
     """Every setting with its unit and where the default comes from."""
 
     task: str | None = Field(
-        None, description="A generated task by name, or a .jsonl file of your own pairs; default: ioi, or panels where the subject "
-        "has eyes."
-    )  # fmt: skip
+        None,
+        description="A generated task by name, or a .jsonl file of your own pairs; default: ioi, or panels for a subject with eyes.",
+    )
     kinds: tuple[Kind, ...] = Field(KINDS, min_length=1, description="Rows of the matrix.")
     variable: str | None = Field(
         None, description="Variable of the pairs that clean and counterfactual differ in, for probes; default: the task's own."

@@ -90,9 +90,7 @@ def load(config: Config, subject: Subject) -> Data:
     )  # fmt: skip
 
 
-def _missing(
-    task: str, heldout: Sequence[Pair], other: Sequence[Pair], variable: str, values: Sequence[str]
-) -> dict[str, str]:
+def _missing(task: str, heldout: Sequence[Pair], other: Sequence[Pair], variable: str, values: Sequence[str]) -> dict[str, str]:
     found = {}
     if not heldout:
         found["heldout"] = "a file of pairs has no wording held out; generated tasks do"
