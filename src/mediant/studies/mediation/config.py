@@ -18,7 +18,7 @@ class Config(StudyConfig):
 
     task: str | None = Field(
         None,
-        description="A generated task by name, or a .jsonl file of your own pairs; default: ioi, or panels for a subject with eyes.",
+        description="A generated task by name, or a .jsonl file of your own pairs; default: ioi, or panels with eyes to see.",
     )
     kinds: tuple[Kind, ...] = Field(KINDS, min_length=1, description="Rows of the matrix.")
     variable: str | None = Field(
