@@ -48,7 +48,7 @@ NAMES = [
     ({"task": "agrement"}, ["unknown task 'agrement'", "did you mean 'agreement'"]),
     (
         {"task": "zzzz"},
-        ["unknown task 'zzzz'", "valid names: agreement, arithmetic, colours, docstring, greater-than, induction, ioi, pronouns"],
+        ["unknown task 'zzzz'", "valid names: agreement, arithmetic, colours, docstring, greater-than, induction, ioi, panels"],
     ),
     ({"metric": "logit_dif"}, ["unknown metric 'logit_dif'", "did you mean 'logit_diff'", "file.py:function"]),
     ({"metric": "nowhere.py:margin"}, ["metric module 'nowhere.py'", "not a file"]),

@@ -19,10 +19,10 @@ from mediant.core.result import Measure
 from mediant.core.site import Site
 from mediant.core.span import Span
 from mediant.interventions import run
+from mediant.measures.behaviour import refuse_unless_done
 from mediant.studies.activation_patching import method
 from mediant.studies.activation_patching.config import Config
 from mediant.studies.activation_patching.measures import CONTROLS, DEFINITIONS, ENOUGH, Measuring, verdict
-from mediant.studies.activation_patching.study import _refuse_if_not_done
 from mediant.subject import Subject
 
 # Head sets and their controls.
@@ -103,10 +103,7 @@ def test_where_a_layer_has_too_few_others_all_of_them_are_taken():
 
 
 def refuse(preferred: Sequence[float], total: Sequence[float]) -> None:
-    data, subject = SimpleNamespace(name="verbs"), SimpleNamespace(name="tiny")
-    middle = len(preferred) // 2
-    records = [{"preferred": preferred[part], "total": total[part]} for part in (slice(middle), slice(middle, None))]
-    _refuse_if_not_done(data, records, subject)  # type: ignore[arg-type]
+    refuse_unless_done(np.asarray(preferred), np.asarray(total), task="verbs", subject="tiny")
 
 
 def answers(right: int, n: int) -> list[float]:

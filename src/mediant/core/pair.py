@@ -11,9 +11,7 @@ intervention, not by the data.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from mediant.core.errors import SpanError
 from mediant.core.span import RESERVED
@@ -24,7 +22,7 @@ class Prompt:
     """A text and its named spans as character ranges `(start, stop)`; a span may be given as text that occurs once.
 
     Attributes:
-        image: what the text asks about, (height, width, 3); for subjects with eyes, which put it before the text.
+        image: what the text asks about, an array (height, width, 3) of uint8, put before it; for subjects with eyes.
 
     Raises:
         SpanError: a range is empty or outside the text, or its name is reserved.
@@ -32,7 +30,7 @@ class Prompt:
 
     text: str
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    image: npt.NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    image: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):

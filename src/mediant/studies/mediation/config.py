@@ -20,7 +20,7 @@ class Config(StudyConfig):
         None,
         description="A generated task by name, or a .jsonl file of your own pairs; default: ioi, or panels with eyes to see.",
     )
-    kinds: tuple[Kind, ...] = Field(KINDS, min_length=1, description="Rows of the matrix.")
+    kinds: tuple[Kind, ...] = Field(KINDS, min_length=1, description="Rows of the matrix: kinds of units.")
     variable: str | None = Field(
         None, description="Variable of the pairs that clean and counterfactual differ in, for probes; default: the task's own."
     )

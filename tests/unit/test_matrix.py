@@ -40,7 +40,7 @@ SEARCHES = [
     (kind, one.slug)
     for kind in ("sublayer", "head", "neuron", "edge", "coordinate")
     for one in searches.searches_of(kind, ground(plant("linear")))
-    if one.slug != "acdc"
+    if one.slug != "acdc" and (kind, one.slug) != ("edge", "probe")
 ]
 
 
@@ -218,3 +218,21 @@ def test_das_controls_are_the_same_search_where_there_is_nothing():
     weights = [dict(one.model.named_parameters())["model.layers.0.mlp.up_proj.weight"] for one in (lm, nobody)]
     assert not torch.equal(*weights)
     assert not any(p.requires_grad for p in nobody.model.parameters())
+
+
+def test_what_cannot_be_searched_so_says_why():
+    field = ground(plant("single"))
+    edge = next(one for one in searches.searches_of("edge", field) if one.slug == "probe")
+    assert "none of its own" in method.find(field, edge, "edge")["reason"]
+    few = replace(field, config=Config(**{**SMALL, "n_exact": 3}))
+    neuron = next(one for one in searches.searches_of("neuron", few) if one.slug == "patching")
+    assert method.find(few, neuron, "neuron")["reason"] == (
+        "4 neurons one by one, on 4 pairs, are 16 runs; allow it with n_exact = 4"
+    )
+
+
+def test_acdc_puts_the_edges_it_keeps_first():
+    field = ground(plant("single"), acdc_edges=6)
+    scores = searches.edges_by_acdc(field, field.data.discovery)
+    edges = edges_of(field.subject)
+    assert {edges.label(int(i)) for i in np.argsort(scores)[:2]} == {str(edge) for edge in plant("single").edges}
