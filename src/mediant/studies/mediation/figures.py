@@ -9,7 +9,7 @@ from mediant.measures.effects import cluster_labels
 from mediant.measures.intervals import Array, estimate_ratio
 from mediant.report.figures import ACCENT, MUTED, SECOND, THIRD, Line, Point, curves, intervals, share_maps
 from mediant.report.page import Page, Section, Strip, Table, Token, number
-from mediant.studies.mediation.measures import IIA, Tried, beats, verdicts
+from mediant.studies.mediation.measures import IIA, WORSE, Tried, beats, plural, verdicts
 from mediant.studies.mediation.method import Entry
 from mediant.studies.mediation.searches import FAMILIES
 from mediant.studies.mediation.study import Findings
@@ -48,7 +48,7 @@ def page(result: Result, found: Findings, subject: Subject) -> Page:
         f"{subject.name} on {data.description}. Every row is a kind of mediator, every column a way of searching; each cell was "
         f"run on the same {len(data.discovery)} pairs and judged on {len(data.judged)} others by one question: how much of the "
         f"counterfactual's answer comes with its values, when {found.ground.config.share:.0%} of the units have them? "
-        + " ".join(verdicts(measures, entries))
+        + " ".join(said for said in verdicts(measures, entries) if not said.startswith(WORSE))
     )
     return Page("Mediators and searches", lead, result, sections, headline)
 
@@ -58,9 +58,9 @@ def _prompts(found: Findings) -> Section:
     shown = [("clean", data.judged[0].clean.text, data.judged[0].answer)]
     shown.append(("counterfactual", data.judged[0].counterfactual.text, data.judged[0].counterfactual_answer))
     if data.other:
-        shown += [("another clean prompt", data.other[0].clean.text, data.other[0].answer)]
-        shown += [("same variable, other words", data.other[0].counterfactual.text, data.other[0].counterfactual_answer)]
-    shown += [("unrelated", data.texts[0].clean.text, ""), ("of the same length", data.texts[0].counterfactual.text, "")]
+        shown += [("clean", data.other[0].clean.text, data.other[0].answer)]
+        shown += [("other words", data.other[0].counterfactual.text, data.other[0].counterfactual_answer)]
+    shown += [("unrelated", data.texts[0].clean.text, ""), ("same length", data.texts[0].counterfactual.text, "")]
     strips = [Strip(label, [Token(text), *([Token(f"  →{answer}")] if answer else [])]) for label, text, answer in shown]
     text = (
         "Searches see pairs like the first two. Pairs like the next two ask what else is handed on: they agree in "
@@ -120,7 +120,8 @@ def _controls(found: Findings, measures: Mapping[str, Measure]) -> Section:
                 one = measures[f"{entry.name}_faithfulness"]
                 points.append(_point(f"{kind}: {entry.search.name}", one, ACCENT if beats(measures, entry) else SECOND))
         points.append(_point(f"{kind}: as many at random", measures[f"{kind}_random_faithfulness"], MUTED))
-    text = "Every search with its 95 % interval, beside as many units of its kind drawn at random (grey)."
+    lost = [said for said in verdicts(measures, found.entries) if said.startswith(WORSE)]
+    text = " ".join(["Every search with its 95 % interval, beside as many units of its kind drawn at random (grey).", *lost])
     return Section("Better than random?", text, figure=intervals(points, unit="share of the total effect"))
 
 
@@ -154,9 +155,9 @@ def _curves(found: Findings, kind: str) -> Section:
         points = [estimate_ratio(row, tried.total["validation"], clusters=clusters, draws=300) for row in table]
         low, high = ([p.ci95[end] for p in points] for end in (0, 1))
         lines.append(Line(entry.search.name, ladder, [p.value for p in points], low, high, colour))
-    figure = curves(lines, x_title=f"{kind}s", y_title="share of the total effect", level=found.ground.config.enough, unit=kind)
-    text = f"How much comes with the best so many {kind}s, on {len(found.ground.data.validation)} pairs of their own."
-    return Section(f"{kind.capitalize()}s", text, figure=figure, folded=True)
+    figure = curves(lines, x_title=plural(kind), y_title="share of the total effect", level=found.ground.config.enough, unit=kind)
+    text = f"How much comes with the best so many {plural(kind)}, on {len(found.ground.data.validation)} pairs of their own."
+    return Section(plural(kind).capitalize(), text, figure=figure, folded=True)
 
 
 def _cards(entries: Sequence[Entry], measures: Mapping[str, Measure]) -> Section:

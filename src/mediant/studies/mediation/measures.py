@@ -33,6 +33,7 @@ IIA = {
     "prompt's by the toss of a coin; against the true ones.",
     "das_iia_random_weights": "The same search on the same architecture with random weights: what DAS makes of nothing.",
 }
+WORSE = "No better than random"
 CONTROLS = ("faithfulness", "generality", "leak", "disturbance")
 # Set of pairs behind each of them.
 SETS = {"faithfulness": "judged", "generality": "heldout", "leak": "other", "disturbance": "texts"}
@@ -141,6 +142,11 @@ class Measuring:
         return Measure(value=None, n=0, definition=definition, reason=entry.reason)
 
 
+def plural(kind: str) -> str:
+    """What several units of a kind are called."""
+    return "axes" if kind == "axis" else f"{kind}s"
+
+
 def beats(measures: Mapping[str, Measure], entry: Entry) -> bool:
     """Whether a cell's whole interval lies above its row's control."""
     own, control = measures[f"{entry.name}_faithfulness"], measures[f"{entry.kind}_random_faithfulness"]
@@ -150,10 +156,10 @@ def beats(measures: Mapping[str, Measure], entry: Entry) -> bool:
 def verdicts(measures: Mapping[str, Measure], entries: Sequence[Entry]) -> list[str]:
     """What the controls say, in sentences."""
     ran = [entry for entry in entries if not entry.reason]
-    lost = [f"{entry.search.name} of {entry.kind}s" for entry in ran if not beats(measures, entry)]
+    lost = [f"{entry.search.name} of {plural(entry.kind)}" for entry in ran if not beats(measures, entry)]
     said = [f"{len(ran) - len(lost)} of {len(ran)} searches carry more than as many random units of their kind."]
     if lost:
-        said.append(f"No better than random: {', '.join(lost)}.")
+        said.append(f"{WORSE}: {', '.join(lost)}.")
     if "das_iia" in measures:
         said.append(_das(measures))
     return said
