@@ -31,6 +31,8 @@ from mediant.tasks.encode import encode
 
 LAST = Span("last")
 HALF, BATCH = 0.5, 32
+# Many models keep a stream of enormous length at the first token, which would be all that a dictionary learns.
+AFTER_FIRST = "1:"
 
 
 @dataclass(eq=False)
@@ -118,7 +120,7 @@ def _dictionary(ground: Ground, prompts: Sequence[Prompt]) -> Features:
     else:
         texts: list[Prompt | str] = [*prompts, *plain_text.sentences(plain_text.count(), seed=config.seed)]
         ground.learned = learn_dictionary(
-            values_at(subject, texts, site, "all"), n_features=config.n_features, active=config.active,
+            values_at(subject, texts, site, AFTER_FIRST), n_features=config.n_features, active=config.active,
             steps=config.dictionary_steps, seed=config.seed,
         )  # fmt: skip
         basis = ground.learned.dictionary
