@@ -16,7 +16,9 @@ from mediant.studies.reference_binding.study import judge_folder
 from mediant.studies.reference_binding.verdicts import PROPERTIES, DrawnVerdicts
 from mediant.subject.generator import ImageGenerator
 from mediant.subject.loading import load
+from mediant.tasks.encode_requests import encoded
 from mediant.tasks.pictures import requests
+from mediant.tasks.requests import with_reference_of
 
 STEPS = 2
 SUBJECTS = ("drawn-flux", "drawn-flux-planted")
@@ -43,7 +45,7 @@ def verdicts() -> DrawnVerdicts:
 
 def test_with_every_edge_out_of_the_reference_cut_it_is_the_picture_without_one(flux: ImageGenerator):
     asked = requests.generate("style", 2, seed=5, split="heldout")
-    batch, alone = method.encoded(flux, asked), method.without(flux, asked, instructed=True)
+    batch, alone = encoded(flux, asked), method.without(flux, asked, instructed=True)
     everything = [("reference", "text"), ("reference", "picture")]
     cut = method.knockout(flux, batch, everything, steps=STEPS)
     assert torch.equal(cut, flux.sample(alone, steps=STEPS))
@@ -52,7 +54,7 @@ def test_with_every_edge_out_of_the_reference_cut_it_is_the_picture_without_one(
 
 def test_a_run_patched_with_itself_stays_and_text_after_the_last_block_moves_nothing(flux: ImageGenerator):
     pairs = requests.generate_pairs("style", 2, seed=5, split="heldout")
-    base, source = (method.encoded(flux, [getattr(pair, which) for pair in pairs]) for which in ("base", "source"))
+    base, source = (encoded(flux, [getattr(pair, which) for pair in pairs]) for which in ("base", "source"))
     plain, last = flux.sample(base, steps=STEPS), flux.shape.n_layers - 1
     for slots in ("text", "padding", "instruction"):
         assert torch.equal(method.patched(flux, base, base, layer=2, slots=slots, steps=STEPS), plain)
@@ -61,7 +63,7 @@ def test_a_run_patched_with_itself_stays_and_text_after_the_last_block_moves_not
 
 
 def test_a_bias_of_nothing_changes_nothing_and_heads_cut_one_by_one_are_all_heads_cut(flux: ImageGenerator):
-    batch = method.encoded(flux, requests.generate("identity", 2, seed=5, split="heldout"))
+    batch = encoded(flux, requests.generate("identity", 2, seed=5, split="heldout"))
     layers, plain = range(flux.shape.n_layers), flux.sample(batch, steps=STEPS)
     with attending(flux, [bias(AttentionEdge(layer, None, "picture", "reference"), 0.0) for layer in layers]):
         torch.testing.assert_close(flux.sample(batch, steps=STEPS), plain, atol=1e-4, rtol=1e-4)
@@ -75,7 +77,7 @@ def test_a_bias_of_nothing_changes_nothing_and_heads_cut_one_by_one_are_all_head
 def test_the_planted_way_is_the_one_that_is_found(planted: ImageGenerator, verdicts: DrawnVerdicts, name: str):
     """Colour and style were planted in the padding, identity in the direct way; each cut, and each swap, has to say so."""
     asked = requests.generate(name, 16, seed=9, split="heldout")
-    batch = method.encoded(planted, asked)
+    batch = encoded(planted, asked)
 
     def shown(*flows: tuple[str, str]) -> float:
         latents = method.knockout(planted, batch, flows, steps=4) if flows else planted.sample(batch, steps=4)
@@ -89,7 +91,7 @@ def test_the_planted_way_is_the_one_that_is_found(planted: ImageGenerator, verdi
         assert left <= had / 3 if query in carried else left >= had * 2 / 3, (query, left, had)
     bases, source = based(requests.generate_pairs(name, 16, seed=9, split="heldout"))
     moved = method.patched(
-        planted, method.encoded(planted, list(source.values())), method.encoded(planted, bases), layer=1, slots="padding", steps=4
+        planted, encoded(planted, list(source.values())), encoded(planted, bases), layer=1, slots="padding", steps=4
     )
     told = float(np.mean(verdicts.shown(name, list(source.values()), planted.pixels(moved))))
     assert told <= 0.3 if direct else told >= 0.5
@@ -100,12 +102,12 @@ def test_the_heads_found_carry_the_planted_way_and_others_do_not(planted: ImageG
     """Chosen on pairs, cut on other requests; the heads of style stand in for each other, and some pairs differ in nothing."""
     query = "picture" if name == "identity" else "text"
     pairs = requests.generate_pairs(name, 12, seed=3, split="heldout")
-    base = method.encoded(planted, [pair.base for pair in pairs])
-    other = method.encoded(planted, [method.with_reference_of(pair) for pair in pairs])
+    base = encoded(planted, [pair.base for pair in pairs])
+    other = encoded(planted, [with_reference_of(pair) for pair in pairs])
     ranking = method.head_effects(planted, base, other, query, steps=4).ranking()
     found, last = ([entry.site for entry in some] for some in (ranking.entries[:7], ranking.entries[-7:]))
     asked = requests.generate(name, 24, seed=9, split="heldout")
-    batch = method.encoded(planted, asked)
+    batch = encoded(planted, asked)
     plain = np.array(verdicts.shown(name, asked, planted.pixels(planted.sample(batch, steps=4))))
 
     def lost(heads: Sequence[Site]) -> float:

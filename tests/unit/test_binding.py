@@ -26,6 +26,7 @@ from mediant.studies.reference_binding.verdicts import at_size
 from mediant.subject.generator import ImageGenerator, Latents
 from mediant.subject.twins import Twins
 from mediant.tasks.pictures import requests
+from mediant.tasks.request_files import paired
 from mediant.tasks.requests import FILLER, Request, RequestPair, lengthened
 
 STEPS, BLOCKS, CLOSED = 2, 5, -1e4
@@ -200,7 +201,7 @@ def test_swapping_all_parts_one_by_one_is_told_from_swapping_one(conditions: Con
 
 def test_neighbours_of_one_instruction_and_size_are_pairs():
     wide = replace(request("w", 5), width=64)
-    found = task.paired([request("a", 0), request("x", 9, "other"), request("b", 1), wide, request("c", 1), request("d", 2)])
+    found = paired([request("a", 0), request("x", 9, "other"), request("b", 1), wide, request("c", 1), request("d", 2)])
     assert [(pair.source.name, pair.base.name) for pair in found] == [("a", "b"), ("c", "d")]
 
 

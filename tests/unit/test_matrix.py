@@ -11,18 +11,20 @@ from mediant.core.errors import TaskError
 from mediant.core.result import Measure
 from mediant.core.site import Site
 from mediant.studies.mediation import method, searches, subspaces
+from mediant.studies.mediation.answers import das_controls, half_carried, one_run
 from mediant.studies.mediation.config import Config
-from mediant.studies.mediation.ground import LAST, Ground, half_carried
+from mediant.studies.mediation.data import Data
+from mediant.studies.mediation.ground import LAST, AnswerGround, Ground
 from mediant.studies.mediation.measures import Measuring, Tried, beats, verdicts
-from mediant.studies.mediation.mediators import Features, Neurons, Ready, edges_of, places_of
-from mediant.studies.mediation.task import Data
+from mediant.studies.mediation.mediators import Features, Neurons, edges_of, places_of
+from mediant.studies.mediation.ready import Answers
 from mediant.subject.untrained import untrained
 from mediant.tasks.toys import Toy, plant
 
 SMALL = {"n_discovery": 4, "n_validation": 4, "epochs": 60, "edge_steps": 40, "n_axes": 2, "batch_size": 4}
 
 
-def ground(toy: Toy, **changed: object) -> Ground:
+def ground(toy: Toy, **changed: object) -> AnswerGround:
     """Four pairs of a toy's bits, named as a variable."""
     config = Config(**{**SMALL, **changed})
     pairs = tuple(replace(pair, id=f"{pair.id}-{i}", variables={"bit": "1"}) for pair in toy.pairs for i in range(4))
@@ -33,7 +35,7 @@ def ground(toy: Toy, **changed: object) -> Ground:
         "head": places_of(lm, "head", ["last"]), "neuron": Neurons(lm.shape.n_layers, lm.shape.d_mlp), "edge": edges_of(lm),
         "coordinate": Features("coordinate", site, LAST, lm.shape.d_model),
     }  # fmt: skip
-    return Ground(config, lm, data, site, kinds)
+    return Ground(config, lm, data, site, LAST, kinds, one_run(lm, data))
 
 
 SEARCHES = [
@@ -51,7 +53,7 @@ def test_every_search_finds_the_planted_unit_and_wants_others_least(kind: str, s
     one = next(search for search in searches.searches_of(kind, field) if search.slug == slug)
     scores = one.scores(field, field.data.discovery)
     among, size = field.kinds[kind], 2 if kind == "edge" else 1
-    ready = Ready(field.subject, field.data.judged, "logit_diff")
+    ready = Answers(field.subject, field.data.judged, "logit_diff")
     mean = scores.mean(1) if scores.ndim == 2 else scores
     best, worst = (np.argsort(sign * mean, kind="stable")[:size].tolist() for sign in (1, -1))
     shares = [float(ready.change(among.exchange(ready, units)).mean() / ready.patcher.total.mean()) for units in (best, worst)]
@@ -84,7 +86,7 @@ def test_every_subspace_has_orthonormal_columns_and_as_many_as_asked(search: sub
 
 def test_das_and_the_patches_own_directions_carry_the_planted_bit_and_a_random_subspace_does_not():
     field = ground(plant("single"), share=0.1, epochs=300)
-    ready = Ready(field.subject, field.data.judged, "logit_diff")
+    ready = Answers(field.subject, field.data.judged, "logit_diff")
     for search in (subspaces.by_das, subspaces.by_differences, subspaces.by_gradients):
         kind = subspaces_kind(field, search(field, field.data.discovery))
         share = ready.change(kind.exchange(ready, kind.available)) / ready.patcher.total
@@ -94,7 +96,7 @@ def test_das_and_the_patches_own_directions_carry_the_planted_bit_and_a_random_s
     assert abs(float((ready.change(drawn.exchange(ready, drawn.available)) / ready.patcher.total).mean())) < 0.8
 
 
-def subspaces_kind(field: Ground, basis: torch.Tensor) -> Features:
+def subspaces_kind(field: AnswerGround, basis: torch.Tensor) -> Features:
     from mediant.studies.mediation.mediators import subspace
 
     return subspace(field.site, LAST, basis)
@@ -106,7 +108,7 @@ def test_the_site_is_the_first_that_carries_half():
     assert half_carried(field.subject, field.data, 4) == Site("resid_post", 0)
     lm, pairs = builders.subject(), tuple(builders.pairs())
     data = replace(field.data, discovery=pairs)
-    ready = Ready(lm, pairs, "logit_diff").patcher
+    ready = Answers(lm, pairs, "logit_diff").patcher
     shares = [ready.joint([Site("resid_post", la)], "last").mean() / ready.total.mean() for la in range(3)]
     assert half_carried(lm, data, 2).layer == next(la for la, share in enumerate(shares) if share >= 0.5)
 
@@ -163,7 +165,7 @@ def measured(shares: list[float], random: float) -> dict[str, Measure]:
     drawn = {"judged": {"head": table}, "texts": {"head": np.full((2, len(pairs)), 0.5)}, "heldout": {}, "other": {}}
     curves = {one.name: np.stack([share * total for share in shares])}
     tried = Tried(judged, drawn, {"judged": total, "validation": total}, curves, {one.name: [1, 2, 4]})
-    return Measuring(Config(), data).all([one], tried, {})
+    return Measuring(Config(), data, {}).all([one], tried, {})
 
 
 def test_a_report_card_by_hand():
@@ -205,8 +207,8 @@ def test_das_that_does_as_well_on_random_weights_says_so():
 def test_das_controls_are_the_same_search_where_there_is_nothing():
     lm, pairs = builders.subject(), tuple(builders.pairs())
     data = Data("ioi", "", "logit_diff", pairs, pairs, pairs, (), (), (), ("last",), "", (), {})
-    field = Ground(Config(**{**SMALL, "epochs": 100, "share": 0.2}), lm, data, Site("resid_post", 2), {})
-    found = method.das_controls(field, pairs, pairs[:2])
+    field = Ground(Config(**{**SMALL, "epochs": 100, "share": 0.2}), lm, data, Site("resid_post", 2), LAST, {}, 1)
+    found = das_controls(field, pairs, pairs[:2])
     assert {name: len(hits) for name, hits in found.items()} == {
         "das_iia": 4, "das_iia_shuffled_answers": 4, "das_iia_random_weights": 4, "das_iia_heldout": 2,
     }  # fmt: skip

@@ -12,20 +12,21 @@ from mediant.core.span import Span
 from mediant.interventions import edits
 from mediant.interventions.execute import run
 from mediant.interventions.features import PCA
-from mediant.studies.mediation.mediators import Features, Kind, Neurons, Ready, edges_of, places_of, subspace
+from mediant.studies.mediation.mediators import Features, Kind, Neurons, edges_of, places_of, subspace
+from mediant.studies.mediation.ready import Answers
 from mediant.tasks.toys import plant
 
 
 @pytest.fixture
-def ready() -> Ready:
-    return Ready(builders.subject(), builders.pairs(), "logit_diff")
+def ready() -> Answers:
+    return Answers(builders.subject(), builders.pairs(), "logit_diff")
 
 
-def effect(ready: Ready, kind: Kind, units: list[int]) -> np.ndarray:
+def effect(ready: Answers, kind: Kind, units: list[int]) -> np.ndarray:
     return ready.change(kind.exchange(ready, units))
 
 
-def kinds(ready: Ready) -> list[Kind]:
+def kinds(ready: Answers) -> list[Kind]:
     shape, last = ready.subject.shape, Span("last")
     site = Site("resid_post", shape.n_layers - 1)
     return [
@@ -35,12 +36,12 @@ def kinds(ready: Ready) -> list[Kind]:
     ]  # fmt: skip
 
 
-def test_no_units_change_nothing(ready: Ready):
+def test_no_units_change_nothing(ready: Answers):
     for kind in kinds(ready):
         assert effect(ready, kind, []) == pytest.approx(np.zeros(len(ready.patcher.before)), abs=1e-5), kind.name
 
 
-def test_all_units_hand_on_everything_where_nothing_goes_past_them(ready: Ready):
+def test_all_units_hand_on_everything_where_nothing_goes_past_them(ready: Answers):
     for kind in kinds(ready):
         whole = effect(ready, kind, list(kind.available))
         if kind.name == "neuron":
@@ -50,7 +51,7 @@ def test_all_units_hand_on_everything_where_nothing_goes_past_them(ready: Ready)
             assert whole == pytest.approx(ready.patcher.total, abs=1e-4), kind.name
 
 
-def test_a_set_of_heads_is_the_joint_patch_of_them(ready: Ready):
+def test_a_set_of_heads_is_the_joint_patch_of_them(ready: Answers):
     heads = places_of(ready.subject, "head", ["last"])
     sites = [site for site, _ in heads.places]
     assert effect(ready, heads, [1, 7, 9]) == pytest.approx(ready.patcher.joint([sites[i] for i in (1, 7, 9)]), abs=1e-6)
@@ -60,7 +61,7 @@ def test_a_set_of_heads_is_the_joint_patch_of_them(ready: Ready):
     assert layers.label(4) == "resid_post.1 at S"
 
 
-def test_neurons_of_one_layer_together_are_a_patch_of_it(ready: Ready):
+def test_neurons_of_one_layer_together_are_a_patch_of_it(ready: Answers):
     shape = ready.subject.shape
     neurons = Neurons(shape.n_layers, shape.d_mlp)
     layer = list(range(shape.d_mlp, 2 * shape.d_mlp))
@@ -72,7 +73,7 @@ def test_neurons_of_one_layer_together_are_a_patch_of_it(ready: Ready):
 
 def test_closing_an_edge_in_its_gate_is_the_edges_effect_on_a_planted_circuit():
     toy = plant("single")
-    ready = Ready(toy.subject, toy.pairs, "logit_diff")
+    ready = Answers(toy.subject, toy.pairs, "logit_diff")
     edges = edges_of(toy.subject)
     effects = np.array([effect(ready, edges, [i])[0] for i in edges.available])
     named = {edges.label(i) for i in np.flatnonzero(np.abs(effects) > 1e-6)}
@@ -81,7 +82,7 @@ def test_closing_an_edge_in_its_gate_is_the_edges_effect_on_a_planted_circuit():
     assert edges.units(targets, sources) == list(edges.available)
 
 
-def test_features_of_a_lossy_basis_leave_what_they_do_not_hold(ready: Ready):
+def test_features_of_a_lossy_basis_leave_what_they_do_not_hold(ready: Answers):
     lm, site, last = ready.subject, Site("resid_post", 1), Span("last")
     with torch.no_grad():
         base, source = (run(lm, each, capture=[(site, last)]).captured[site, last].values for each in sides(ready))
@@ -97,5 +98,5 @@ def test_features_of_a_lossy_basis_leave_what_they_do_not_hold(ready: Ready):
     assert replace(kind, overcomplete=True).n_units == 2
 
 
-def sides(ready: Ready) -> tuple[object, object]:
+def sides(ready: Answers) -> tuple[object, object]:
     return ready.patcher.pairs.base, ready.patcher.pairs.source

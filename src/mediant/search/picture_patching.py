@@ -115,11 +115,30 @@ class PicturePatcher:
         far = (self.other - made.latents).square().mean((1, 2, 3)) / self._along.square().mean((1, 2, 3)).clamp(min=1e-8)
         return far.mean()
 
-    def gradients(self, places: Sequence[tuple[Site, Span]]) -> list[Activation]:
-        """The metric's gradient at every place, step by step."""
+    def between(self, share: float) -> Batch:
+        """The base with its text and references this share of the way to the source's."""
+        inputs = {
+            name: torch.lerp(own, self.source_batch.inputs[name], share) if own.is_floating_point() else own
+            for name, own in self.base.inputs.items()
+        }
+        return replace(self.base, inputs=inputs)
+
+    def values(self, places: Sequence[tuple[Site, Span]], batch: Batch | None = None) -> list[Activation]:
+        """What the places hold while the pictures of a batch are made, step by step; default: the base's."""
         with torch.no_grad(), edit(self.subject, capture=list(dict.fromkeys(places))) as seen:
-            self.subject.sample(self.base, steps=self.steps)
-        captured, shifts, changes = seen.captured(), list[Edit](), list[list[Tensor]]()
+            self.subject.sample(self.base if batch is None else batch, steps=self.steps)
+        captured = seen.captured()
+        return [captured[place] for place in places]
+
+    def gradients(self, places: Sequence[tuple[Site, Span]], batch: Batch | None = None) -> list[Activation]:
+        """The metric's gradient at every place, step by step.
+
+        Args:
+            batch: where it is taken: at the base, or `between` it and the source.
+        """
+        batch = self.base if batch is None else batch
+        captured = dict(zip(places, self.values(places, batch), strict=True))
+        shifts, changes = list[Edit](), list[list[Tensor]]()
         for site, span in places:
             own, mine = captured[site, span], list[Tensor]()
             for call in self._calls(own):
@@ -130,7 +149,7 @@ class PicturePatcher:
                 shifts.append(replace(shift, steps=(step,), guidance=guidance))
             changes.append(mine)
         with torch.enable_grad(), edit(self.subject, *shifts):
-            total = self.metric(self.subject.sample(self.base, steps=self.steps, gradients=True)).sum()
+            total = self.metric(self.subject.sample(batch, steps=self.steps, gradients=True)).sum()
             flat = iter(torch.autograd.grad(total, [one for mine in changes for one in mine], allow_unused=True))
         found = []
         for (site, span), mine in zip(places, changes, strict=True):

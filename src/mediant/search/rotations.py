@@ -10,15 +10,22 @@ the source's, h + R R^T (h_source - h), and R is turned until the model answers 
 the same search on a model with random weights, or towards shuffled answers, belongs beside every result.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mediant.core.errors import OutOfRange
+from mediant.core.site import Site
+from mediant.core.span import Span
 from mediant.interventions.features import Rotation
 from mediant.interventions.mediator import Mediator
+from mediant.search.descent import descend
 from mediant.search.interchange import Interchanges
 from mediant.search.learning import Learned, learn
+from mediant.search.site_masks import Exchanging
 
 # The soft boundary of boundless DAS cools from here to here (Wu et al. 2023).
 BOUNDARY_TEMPERATURES = (50.0, 0.1)
@@ -38,6 +45,27 @@ def das(ready: Interchanges, *, k: int, epochs: int = 8, lr: float = 1e-2, seed:
         return Mediator(ready.site, ready.span, Rotation(_orthonormal(free)))
 
     return learn(ready, [free], lambda _: mediator(), mediator, epochs=epochs, rates=[lr])
+
+
+def das_made(
+    parts: Sequence[Exchanging], site: Site, span: Span, *, width: int, k: int, epochs: int = 8, lr: float = 1e-2, seed: int = 0
+) -> Mediator:
+    """The same towards whatever the sources make, such as pictures: `parts` say how far an outcome is from theirs.
+
+    Raises:
+        OutOfRange: a size that does not fit the site.
+    """
+    if not 1 <= k <= width:
+        raise OutOfRange(f"a subspace of {site} has 1 to {width} dimensions, got k = {k}")
+    free = _started(width, k, seed)
+
+    def loss(step: int, _: float) -> Tensor:
+        part, features = parts[step % len(parts)], Rotation(_orthonormal(free))
+        edits = [replace(one, features=features) for one in part.swaps(site, span)]
+        return part.wrong(part.outcome_of(edits, gradients=True))
+
+    descend([free], loss, steps=epochs * len(parts), rates=[lr])
+    return Mediator(site, span, Rotation(_orthonormal(free.detach())))
 
 
 def boundless_das(

@@ -23,6 +23,7 @@ from mediant.core.ranking import Ranking, Scored
 from mediant.core.site import HEAD_KINDS, Site
 from mediant.core.span import Span
 from mediant.interventions.edits import Edit
+from mediant.interventions.features import Featurizer
 from mediant.search.descent import Course, descend
 from mediant.search.feature_masks import TEMPERATURES
 from mediant.search.patching import Patcher
@@ -118,16 +119,23 @@ def mask_sites(
 
 
 def mask_places(
-    parts: Sequence[Exchanging], places: Sequence[Place], *, unit: str, price: float, epochs: int, lr: float
-) -> SiteMask:
-    """The same from batches that are ready, of whatever is made: answers or pictures."""
-    wishes = [torch.zeros(_n_units(parts[0], place, unit), requires_grad=True) for place in places]
+    parts: Sequence[Exchanging], places: Sequence[Place], *, unit: str, price: float, epochs: int, lr: float,
+    features: Featurizer | None = None,
+) -> SiteMask:  # fmt: skip
+    """The same from batches that are ready, of whatever is made: answers or pictures.
+
+    Args:
+        features: the basis whose features are units, for `neuron`; None for the site's own coordinates.
+    """
+    n_units = [_n_units(parts[0], place, unit) if features is None else features.n_features for place in places]
+    wishes = [torch.zeros(n, requires_grad=True) for n in n_units]
 
     def loss(step: int, heat: float) -> Tensor:
         gates = [torch.sigmoid(wish / heat) for wish in wishes]
         shaped = [gate[:, None] if unit == "head" else gate for gate in gates]
         part = parts[step % len(parts)]
-        edits = [replace(one, gate=gate) for place, gate in zip(places, shaped, strict=True) for one in part.swaps(*place)]
+        swaps = [(one, gate) for place, gate in zip(places, shaped, strict=True) for one in part.swaps(*place)]
+        edits = [replace(one, features=features, gate=gate) for one, gate in swaps]
         wrong = part.wrong(part.outcome_of(edits, gradients=True))
         return wrong + price * torch.cat([gate.flatten() for gate in gates]).sum()
 

@@ -9,8 +9,8 @@ class StudyConfig(BaseModel):
     """Frozen, validated, torch-free; options of the command line are generated from its fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-    # Whether the study is about a model that makes pictures; all others are about one that writes.
-    makes_pictures: ClassVar[bool] = False
+    # Whether the study is about a model that makes pictures (True), one that writes (False), or either (None).
+    makes_pictures: ClassVar[bool | None] = False
 
     model: str = Field("smollm2-135m", description="Model under study: catalogue name, folder, .gguf file or hub id.")
     seed: int = Field(0, ge=0, description="Seed of sampling, random controls and bootstraps.")

@@ -79,7 +79,7 @@ def carry_out(order: Order) -> Outcome:
     if not order.resume and (path / "manifest.json").exists():
         raise RunError(f"{path} already holds a run; add --resume to go on with it, or choose another --out")
     subject = load(config.model, device=config.device, dtype=config.dtype)
-    if isinstance(subject, ImageGenerator) != config.makes_pictures:
+    if config.makes_pictures is not None and isinstance(subject, ImageGenerator) != config.makes_pictures:
         wanted = ("writes", "makes pictures") if not config.makes_pictures else ("makes pictures", "writes")
         raise SubjectError(f"{order.study.name} is about a model that {wanted[0]}; {config.model} {wanted[1]}")
     manifest = Manifest(

@@ -10,7 +10,8 @@ multiples of 16 pixels, one given by path is scaled to the size of the picture a
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from mediant.core.errors import OutOfRange, TaskError, unknown
 from mediant.subject.vision import as_pixels
-from mediant.tasks.requests import Pixels, Request
+from mediant.tasks.requests import Pixels, Request, RequestPair
 
 MULTIPLE = 16
 # Words in names of published files and buckets -> the property that is taken.
@@ -126,3 +127,16 @@ def cropped(pixels: Pixels) -> Pixels:
         raise TaskError(f"a reference has at least {MULTIPLE} pixels a side, got {pixels.shape[1]} x {pixels.shape[0]}")
     top, left = (pixels.shape[0] - high) // 2, (pixels.shape[1] - wide) // 2
     return pixels[top : top + high, left : left + wide]
+
+
+def paired(found: Sequence[Request]) -> list[RequestPair]:
+    """Each request with the next one of the same instruction and sizes and another reference."""
+    alike: dict[object, list[Request]] = {}
+    for each in found:
+        alike.setdefault((each.instruction, each.height, each.width, each.references[0].shape), []).append(each)
+    return [
+        RequestPair(source, base)
+        for group in alike.values()
+        for source, base in pairwise(group)
+        if not np.array_equal(source.references[0], base.references[0])
+    ]

@@ -9,7 +9,7 @@ and `remove` edit it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from zlib import crc32
 
@@ -61,3 +61,8 @@ class RequestPair:
 
     source: Request
     base: Request
+
+
+def with_reference_of(pair: RequestPair) -> Request:
+    """The base with the source's reference; noise and instruction stay its own."""
+    return replace(pair.base, references=pair.source.references, factors=pair.source.factors, target=pair.source.target)

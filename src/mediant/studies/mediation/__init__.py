@@ -7,6 +7,7 @@ mediators of the same number beside it.
 
     mediant run mediation --preset bundled
     mediant run mediation --model FOLDER --task agreement
+    mediant run mediation --subject drawn-flux
 
 It does not show which mediator is *right*: coarse ones are faithful because they hand on everything, and the card says so by
 what else they hand on. Nor are scores between rows free of choices: a share of all heads and the same share of all edges are not

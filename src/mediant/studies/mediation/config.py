@@ -1,7 +1,7 @@
 """Settings of the mediation study. Torch-free."""
 
 from itertools import pairwise
-from typing import Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -16,9 +16,12 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 class Config(StudyConfig):
     """Every setting with its unit and where the default comes from."""
 
+    makes_pictures: ClassVar[bool | None] = None
+
     task: str | None = Field(
         None,
-        description="A generated task by name, or a .jsonl file of your own pairs; default: ioi, or panels with eyes to see.",
+        description="A generated task by name, or a .jsonl file of your own pairs; default: ioi; panels for a subject with eyes; "
+        "colour for one that makes pictures.",
     )
     kinds: tuple[Kind, ...] = Field(KINDS, min_length=1, description="Rows of the matrix: kinds of units.")
     variable: str | None = Field(
@@ -55,6 +58,12 @@ class Config(StudyConfig):
         100, ge=0, description="Edges, strongest by attribution, that ACDC tries one by one; 0: it is left out."
     )
     random_draws: int = Field(5, ge=2, description="Random sets of units behind each row's controls.")
+    steps: int = Field(
+        1,
+        ge=1,
+        description="Of a subject that makes pictures, steps from noise to picture; with one, no exchange answers to what an "
+        "earlier step has made of it.",
+    )
     batch_size: int = Field(25, ge=1, description="Pairs run together. Part of the result's last digits, so part of the config.")
 
     @model_validator(mode="after")

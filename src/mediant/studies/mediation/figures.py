@@ -8,12 +8,12 @@ from mediant.core.result import Measure, Result
 from mediant.measures.effects import cluster_labels
 from mediant.measures.intervals import Array, estimate_ratio
 from mediant.report.figures import ACCENT, MUTED, SECOND, THIRD, Line, Point, curves, intervals, share_maps
-from mediant.report.page import Page, Section, Strip, Table, Token, number
+from mediant.report.page import Page, Section, Table, number
 from mediant.studies.mediation.measures import IIA, WORSE, Tried, beats, plural, verdicts
 from mediant.studies.mediation.method import Entry
 from mediant.studies.mediation.searches import FAMILIES
 from mediant.studies.mediation.study import Findings
-from mediant.subject import Subject
+from mediant.subject.open_model import OpenModel
 
 COLOURS = (ACCENT, SECOND, THIRD, "#a64ca6", "#c0392b", "#5d8aa8", "#7f8c3d", "#b8860b", "#4b4b8f", MUTED)
 COLUMNS = {
@@ -22,7 +22,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def page(result: Result, found: Findings, subject: Subject) -> Page:
+def page(result: Result, found: Findings, subject: OpenModel) -> Page:
     """The whole page."""
     measures, entries = result.measures, found.entries
     ran = [entry for entry in entries if not entry.reason]
@@ -35,7 +35,7 @@ def page(result: Result, found: Findings, subject: Subject) -> Page:
         (str(found.ground.site), "site of the last rows"),
     ]
     sections = [
-        _prompts(found),
+        *found.world.shown(found.ground, found.entries, found.tried),
         _matrix(found, measures),
         _beside(found, measures),
         _controls(found, measures),
@@ -46,27 +46,11 @@ def page(result: Result, found: Findings, subject: Subject) -> Page:
     ]
     lead = (
         f"{subject.name} on {data.description}. Every row is a kind of mediator, every column a way of searching; each cell was "
-        f"run on the same {len(data.discovery)} pairs and judged on {len(data.judged)} others by one question: how much of the "
-        f"counterfactual's answer comes with its values, when {found.ground.config.share:.0%} of the units have them? "
-        + " ".join(said for said in verdicts(measures, entries) if not said.startswith(WORSE))
+        f"run on the same {len(data.discovery)} pairs and judged on {len(data.judged)} others by one question: how much of "
+        f"{found.world.outcome} comes with the counterfactual's values, when {found.ground.config.share:.0%} of the units have "
+        "them? " + " ".join(said for said in verdicts(measures, entries) if not said.startswith(WORSE))
     )
     return Page("Mediators and searches", lead, result, sections, headline)
-
-
-def _prompts(found: Findings) -> Section:
-    data = found.ground.data
-    shown = [("clean", data.judged[0].clean.text, data.judged[0].answer)]
-    shown.append(("counterfactual", data.judged[0].counterfactual.text, data.judged[0].counterfactual_answer))
-    if data.other:
-        shown += [("clean", data.other[0].clean.text, data.other[0].answer)]
-        shown += [("other words", data.other[0].counterfactual.text, data.other[0].counterfactual_answer)]
-    shown += [("unrelated", data.texts[0].clean.text, ""), ("same length", data.texts[0].counterfactual.text, "")]
-    strips = [Strip(label, [Token(text), *([Token(f"  →{answer}")] if answer else [])]) for label, text, answer in shown]
-    text = (
-        "Searches see pairs like the first two. Pairs like the next two ask what else is handed on: they agree in "
-        f"{data.variable or 'no known variable'} and differ in the words. The last two ask what is disturbed elsewhere."
-    )
-    return Section("What is exchanged", text, strips)
 
 
 def _best(entries: Sequence[Entry], measures: Mapping[str, Measure], what: str) -> Array:

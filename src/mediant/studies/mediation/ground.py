@@ -1,53 +1,48 @@
-"""What every search is given: the subject, the pairs it may see, and the units to choose among.
+"""What every search is given: the subject, the pairs it may see, and the units to choose among."""
 
-The site whose coordinates, axes, features and subspaces are searched is chosen here too, on discovery pairs: the first layer
-whose stream at the last token carries half of the effect.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mediant.core.pair import Pair, Prompt
+from mediant.core.pair import Pair
 from mediant.core.site import Site
 from mediant.core.span import Span
 from mediant.interventions.dictionary import load_dictionary
-from mediant.interventions.execute import run
 from mediant.interventions.features import PCA, Featurizer
 from mediant.measures.intervals import Array
 from mediant.search.dictionary_learning import LearnedDictionary, learn_dictionary
-from mediant.search.directions import per_prompt
-from mediant.search.patching import Patcher
 from mediant.studies.mediation.config import Config
-from mediant.studies.mediation.mediators import Edges, Features, Kind, Neurons, Places, edges_of, places_of
-from mediant.studies.mediation.task import Data
+from mediant.studies.mediation.data import Data, Item
+from mediant.studies.mediation.mediators import Edges, Features, Kind, Places
 from mediant.subject import Subject
-from mediant.tasks import plain_text
-from mediant.tasks.encode import encode
+from mediant.subject.open_model import OpenModel
 
+Model = TypeVar("Model", bound=OpenModel)
+Values = Float[Tensor, "n d"]
 LAST = Span("last")
-HALF, BATCH = 0.5, 32
-# Many models keep a stream of enormous length at the first token, which would be all that a dictionary learns.
-AFTER_FIRST = "1:"
 
 
 @dataclass(eq=False)
-class Ground:
+class Ground(Generic[Model, Item]):
     """The subject, the data, and the kinds of units.
 
     Attributes:
+        site, span: where coordinates, axes, features and subspaces are those of.
+        one: tokens times layers of one run of a discovery pair's side.
         learned: what is known of the dictionary that was learned; None where one was given.
     """
 
     config: Config
-    subject: Subject
-    data: Data
+    subject: Model
+    data: Data[Item]
     site: Site
+    span: Span
     kinds: dict[str, Kind]
+    one: int
     learned: LearnedDictionary | None = None
 
     @property
@@ -73,100 +68,45 @@ class Ground:
         assert isinstance(found, Edges)  # noqa: S101 - rows are typed by their name
         return found
 
+    @property
+    def width(self) -> int:
+        """Numbers a token has at the site."""
+        return self.subject.shape.d_model
+
     def dimensions(self) -> int:
         """Dimensions of a subspace of the size at which cells are compared."""
-        return max(1, round(self.config.share * self.subject.shape.d_model))
+        return max(1, round(self.config.share * self.width))
 
 
-def half_carried(subject: Subject, data: Data, batch_size: int) -> Site:
-    """The first layer whose stream at the last token carries half of the effect on discovery pairs; the last where none does."""
-    sites = [Site("resid_post", layer) for layer in range(subject.shape.n_layers)]
-    effects, total = [], []
-    for i in range(0, len(data.discovery), batch_size):
-        ready = Patcher(subject, encode(subject, data.discovery[i : i + batch_size]), by=data.metric)
-        effects.append(ready.grid(sites, [LAST])[:, 0])
-        total.append(ready.total)
-    share = np.concatenate(effects, axis=1).mean(1) / np.concatenate(total).mean()
-    return next((site for site, one in zip(sites, share, strict=True) if one >= HALF), sites[-1])
+AnswerGround = Ground[Subject, Pair]
 
 
-def prepare_ground(config: Config, subject: Subject, data: Data, site: Site) -> Ground:
-    """All kinds of units; axes are fitted and a dictionary is learned where rows ask for them."""
-    width, shape = subject.shape.d_model, subject.shape
-    ground = Ground(config, subject, data, site, {})
-    prompts = [side for pair in data.discovery for side in (pair.clean, pair.counterfactual)]
-    for kind in config.kinds:
-        if kind in ("layer", "sublayer", "head"):
-            ground.kinds[kind] = places_of(subject, kind, _later(subject, data))
-        elif kind == "neuron":
-            ground.kinds[kind] = Neurons(shape.n_layers, shape.d_mlp)
-        elif kind == "edge":
-            ground.kinds[kind] = edges_of(subject)
-        elif kind == "coordinate":
-            ground.kinds[kind] = Features(kind, site, LAST, width)
-        elif kind == "axis":
-            values = values_at(subject, prompts, site, "last")
-            axes = PCA.fit(values, min(config.n_axes, len(values) - 1, width))
-            ground.kinds[kind] = Features(kind, site, LAST, width, axes)
-        elif kind == "feature":
-            ground.kinds[kind] = _dictionary(ground, prompts)
-    return ground
+def fitted_axes(ground: Ground[Model, Item], values: Values) -> Features:
+    """Principal axes of a site's values."""
+    axes = PCA.fit(values, min(ground.config.n_axes, len(values) - 1, ground.width))
+    return Features("axis", ground.site, ground.span, ground.width, axes)
 
 
-def _dictionary(ground: Ground, prompts: Sequence[Prompt]) -> Features:
-    config, subject, site = ground.config, ground.subject, ground.site
+def given_dictionary(ground: Ground[Model, Item], values: Callable[[], Values], sides: tuple[Values, Values]) -> Features:
+    """A sparse dictionary's features: the one given, or one learned from these values.
+
+    Args:
+        sides: values of clean and counterfactual items, whose features are searched where they differ.
+    """
+    config = ground.config
     if config.dictionary is not None:
         basis: Featurizer = load_dictionary(config.dictionary)
     else:
-        texts: list[Prompt | str] = [*prompts, *plain_text.sentences(plain_text.count(), seed=config.seed)]
         ground.learned = learn_dictionary(
-            values_at(subject, texts, site, AFTER_FIRST), n_features=config.n_features, active=config.active,
-            steps=config.dictionary_steps, seed=config.seed,
-        )  # fmt: skip
+            values(), n_features=config.n_features, active=config.active, steps=config.dictionary_steps, seed=config.seed
+        )
         basis = ground.learned.dictionary
-    clean, other = (values_at(subject, [getattr(p, side) for p in ground.data.discovery], site, "last") for side in SIDES)
+    clean, other = sides
     differ = (basis.encode(clean) != basis.encode(other)).any(0).nonzero()[:, 0].tolist()
-    return Features("feature", site, LAST, subject.shape.d_model, basis, tuple(differ), overcomplete=True)
+    return Features("feature", ground.site, ground.span, ground.width, basis, tuple(differ), overcomplete=True)
 
 
-SIDES = ("clean", "counterfactual")
-
-
-def values_at(
-    subject: Subject, prompts: Sequence[Prompt | str], site: Site, span: str, *, batch_size: int = 32
-) -> Float[Tensor, "n d"]:
-    """A site's values at the tokens of a span, prompt by prompt."""
-    found = []
-    for i in range(0, len(prompts), batch_size):
-        with torch.no_grad():
-            out = run(subject, subject.encode(list(prompts[i : i + batch_size])), capture=[(site, span)])
-        found.append(out.captured[site, Span.of(span)].values)
-    return torch.cat(found)
-
-
-def values_of_sides(subject: Subject, pairs: Sequence[Pair], sites: Sequence[Site], span: Span) -> dict[Site, Array]:
-    """Values of the clean prompts, then of the counterfactual ones, averaged over the tokens of a span: (2 x pair, d) per site.
-
-    Of a counterfactual, a span is the tokens at the same places as the clean prompt's.
-    """
-    parts: dict[Site, tuple[list[Array], list[Array]]] = {site: ([], []) for site in sites}
-    for i in range(0, len(pairs), BATCH):
-        batch = encode(subject, pairs[i : i + BATCH])
-        for side, prompts in enumerate((batch.base, batch.source)):
-            with torch.no_grad():
-                found = run(subject, prompts, capture=[(site, span) for site in sites]).captured
-            for site in sites:
-                parts[site][side].append(per_prompt(found[site, span], prompts.n_rows, span)[:: batch.rows_per_pair])
-    return {site: np.concatenate([*clean, *other]) for site, (clean, other) in parts.items()}
-
-
-def _later(subject: Subject, data: Data) -> tuple[str, ...]:
-    """Spans of which some token can differ between the two prompts; the others' streams carry nothing."""
-    batch = encode(subject, data.discovery)
-    return tuple(name for name in data.spans if len(batch.changed(Span.of(name))[0]))
-
-
-def halves(pairs: Sequence[Pair]) -> tuple[Sequence[Pair], Sequence[Pair]]:
+def halves(pairs: Sequence[Item]) -> tuple[Sequence[Item], Sequence[Item]]:
     """Every other pair, and the rest: both have all wordings."""
     return pairs[::2], pairs[1::2]
 

@@ -12,8 +12,8 @@ from mediant.measures.effects import cluster_labels
 from mediant.measures.faithfulness import size_at
 from mediant.measures.intervals import Array, Estimate, estimate, estimate_ratio, mean_over_draws, resamples
 from mediant.studies.mediation.config import Config
+from mediant.studies.mediation.data import Data
 from mediant.studies.mediation.method import Entry
-from mediant.studies.mediation.task import Data
 
 SHARE = "Share of the total effect that comes with the counterfactual's values of {what}"
 DEFINITIONS = {
@@ -63,7 +63,8 @@ class Measuring:
     """Turns numbers per pair into measures."""
 
     config: Config
-    data: Data
+    data: Data[Any]
+    definitions: Mapping[str, str]
 
     def all(self, entries: Sequence[Entry], tried: Tried, controls: Mapping[str, Sequence[float]]) -> dict[str, Measure]:
         """Every measure of the study."""
@@ -81,8 +82,11 @@ class Measuring:
             found[name] = Measure(value=one.value, n=one.n, ci95=one.ci95, definition=IIA[name], control=control)
         return found
 
+    def _text(self, what: str) -> str:
+        return self.definitions.get(what, DEFINITIONS[what])
+
     def _of(self, entry: Entry, what: str, tried: Tried) -> Measure:
-        definition = DEFINITIONS[what].format(what=f"the units found by {entry.search.name}", enough=self.config.enough)
+        definition = self._text(what).format(what=f"the units found by {entry.search.name}", enough=self.config.enough)
         if what in CONTROLS:
             control, values = f"{entry.kind}_random_{what}", tried.entries[SETS[what]].get(entry.name)
             if values is None:
@@ -107,7 +111,7 @@ class Measuring:
         return estimate_ratio(values, tried.total[SETS[what]], clusters=clusters, seed=seed)
 
     def _random(self, kind: str, what: str, tried: Tried) -> Measure:
-        definition = DEFINITIONS[what].format(what=f"as many units drawn at random, {self.config.random_draws} times")
+        definition = self._text(what).format(what=f"as many units drawn at random, {self.config.random_draws} times")
         table = tried.random[SETS[what]].get(kind)
         if table is None:
             return Measure(value=None, n=0, definition=definition, reason=self.data.missing[SETS[what]])
@@ -138,7 +142,7 @@ class Measuring:
         return Measure(value=found / whole, n=n, ci95=(float(low) / whole, float(high) / whole), definition=definition)
 
     def _empty(self, entry: Entry, what: str) -> Measure:
-        definition = DEFINITIONS[what].format(what=f"the units found by {entry.search.name}", enough=self.config.enough)
+        definition = self._text(what).format(what=f"the units found by {entry.search.name}", enough=self.config.enough)
         return Measure(value=None, n=0, definition=definition, reason=entry.reason)
 
 

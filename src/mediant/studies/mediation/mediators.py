@@ -1,15 +1,16 @@
 """Kinds of mediators: units that may be given another run's values, numbered, so that searches among any kind can be compared.
 
     head = Places("head", [(Site("head_z", la, h), Span("all")) for la in range(30) for h in range(9)])
-    head.exchange(Ready(lm, pairs), [3, 17])      # answers of clean prompts when these two heads have the counterfactual's values
+    head.exchange(Answers(lm, pairs, "logit_diff"), [3, 17])    # answers of clean prompts when two heads have other values
 
-Whatever the kind, a set of units is judged by the same question: how much of the counterfactual's answer comes with its values?
+Whatever the kind, a set of units is judged by the same question: how much of what the counterfactual leads to comes with
+its values?
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,40 +19,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mediant.core.graph import CircuitGraph
-from mediant.core.pair import Pair
 from mediant.core.site import Site
 from mediant.core.span import Span
 from mediant.interventions.edits import Edit
 from mediant.interventions.features import Featurizer, Rotation
 from mediant.interventions.gates import Gates, run_gated
-from mediant.interventions.nodes import Nodes, TokenOrder, observe
 from mediant.interventions.ports import graph_of
-from mediant.measures.intervals import Array
 from mediant.measures.metrics import Outcome
-from mediant.search.patching import Patcher
+from mediant.studies.mediation.ready import Answers, Ready
 from mediant.subject import Subject
-from mediant.tasks.encode import encode
 
 Units = Sequence[int]
 Ints = npt.NDArray[np.int64]
-
-
-class Ready:
-    """A batch of pairs, made ready for exchanges of every kind."""
-
-    def __init__(self, subject: Subject, pairs: Sequence[Pair], by: str) -> None:
-        self.subject, self.patcher = subject, Patcher(subject, encode(subject, pairs), by=by)
-
-    @cached_property
-    def source_nodes(self) -> tuple[TokenOrder, Nodes]:
-        """What every part wrote on the source prompts, at the tokens where the runs differ."""
-        pairs = self.patcher.pairs
-        tokens = TokenOrder.of(pairs.base).after(pairs.first_difference)
-        return tokens, observe(self.subject, pairs.source, tokens, keep=pairs.keep)
-
-    def change(self, outcome: Outcome) -> Array:
-        """The metric after minus before, per pair."""
-        return self.patcher.measured(outcome) - self.patcher.before
 
 
 class Kind(Protocol):
@@ -80,8 +59,8 @@ class Kind(Protocol):
         """How many numbers per token an exchange of them replaces."""
         ...
 
-    def exchange(self, ready: Ready, units: Units) -> Outcome:
-        """Answers when these units have the source's values and nothing else is touched."""
+    def exchange(self, ready: Ready, units: Units) -> Any:
+        """What comes of it when these units have the source's values and nothing else is touched."""
         ...
 
 
@@ -112,10 +91,10 @@ class Places:
         """Each is as wide as its site."""
         return self.width * len(units)
 
-    def exchange(self, ready: Ready, units: Units) -> Outcome:
+    def exchange(self, ready: Ready, units: Units) -> Any:
         """One swap per place."""
         ready.patcher.capture([self.places[i][0] for i in units])
-        return ready.patcher.outcome_of([ready.patcher.swap(*self.places[i]) for i in units])
+        return ready.patcher.outcome_of([swap for i in units for swap in ready.patcher.swaps(*self.places[i])])
 
 
 @dataclass(frozen=True)
@@ -145,7 +124,7 @@ class Neurons:
         """One each."""
         return len(units)
 
-    def exchange(self, ready: Ready, units: Units) -> Outcome:
+    def exchange(self, ready: Ready, units: Units) -> Any:
         """One swap per layer."""
         by_layer: dict[int, list[int]] = {}
         for unit in units:
@@ -153,7 +132,11 @@ class Neurons:
             by_layer.setdefault(layer, []).append(neuron)
         sites = {layer: Site("mlp_post", layer) for layer in sorted(by_layer)}
         ready.patcher.capture(sites.values())
-        edits = [replace(ready.patcher.swap(site, "all"), index=tuple(by_layer[layer])) for layer, site in sites.items()]
+        edits = [
+            replace(swap, index=tuple(by_layer[layer]))
+            for layer, site in sites.items()
+            for swap in ready.patcher.swaps(site, "all")
+        ]
         return ready.patcher.outcome_of(edits)
 
 
@@ -197,14 +180,14 @@ class Features:
         """One each."""
         return len(units)
 
-    def edit(self, ready: Ready, units: Units, *, copy: int = 0) -> Edit:
-        """One swap in this basis."""
-        swap = ready.patcher.swap(self.site, self.span, copy=copy)
-        return replace(swap, features=self.features, index=tuple(int(i) for i in units))
+    def edits(self, ready: Ready, units: Units) -> list[Edit]:
+        """Swaps in this basis."""
+        index = tuple(int(i) for i in units)
+        return [replace(swap, features=self.features, index=index) for swap in ready.patcher.swaps(self.site, self.span)]
 
-    def exchange(self, ready: Ready, units: Units) -> Outcome:
-        """One swap."""
-        return ready.patcher.outcome_of([self.edit(ready, units)])
+    def exchange(self, ready: Ready, units: Units) -> Any:
+        """One swap per step."""
+        return ready.patcher.outcome_of(self.edits(ready, units))
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,6 +235,7 @@ class Edges:
 
     def exchange(self, ready: Ready, units: Units) -> Outcome:
         """All gates open but those of these edges, which carry the source's values."""
+        assert isinstance(ready, Answers)  # noqa: S101 - pictures have no such graph
         tokens, other = ready.source_nodes
         gates = Gates.constant(self.graph, 1.0)
         targets, sources = self.places[list(units)].T

@@ -3,28 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
 
 from mediant.core.errors import SubjectError, TaskError
-from mediant.core.pair import Pair
-from mediant.interventions.mediator import Mediator
-from mediant.measures.divergence import kl
 from mediant.runs.folder import Json
-from mediant.search.interchange import Interchanges
-from mediant.search.rotations import das
 from mediant.studies.mediation.config import Config
-from mediant.studies.mediation.ground import LAST, Ground, halves, mean_of
-from mediant.studies.mediation.mediators import Kind, Ready, Units, subspace
-from mediant.studies.mediation.searches import Search, as_interchange, best_first
+from mediant.studies.mediation.ground import Ground, halves, mean_of
+from mediant.studies.mediation.mediators import Kind, Units, subspace
+from mediant.studies.mediation.ready import Ready
+from mediant.studies.mediation.searches import Search, best_first
 from mediant.studies.mediation.subspaces import SubspaceSearch
-from mediant.subject import Subject
-from mediant.subject.untrained import untrained
-from mediant.tasks.encode import encode
-from mediant.tasks.interchange import Interchange
 
 Numbers = list[float]
 AnySearch = Search | SubspaceSearch
+AnyGround = Ground[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +45,7 @@ class Entry:
         return f"{self.kind}_{self.search.slug}"
 
 
-def find(ground: Ground, search: AnySearch, kind: str) -> Json:
+def find(ground: AnyGround, search: AnySearch, kind: str) -> Json:
     """Run a search on all discovery pairs, and on either half of them."""
     if search.needs_variable and not ground.data.variable:
         return {"reason": ground.data.missing["variable"]}
@@ -61,7 +55,7 @@ def find(ground: Ground, search: AnySearch, kind: str) -> Json:
         return {"reason": str(error)}
 
 
-def _units(ground: Ground, search: Search, kind: str) -> Json:
+def _units(ground: AnyGround, search: Search, kind: str) -> Json:
     among, pairs = ground.kinds[kind], ground.data.discovery
     most = sizes(ground.config, among)[-1]
     before = ground.subject.work.token_layers, ground.subject.work.differentiated
@@ -77,7 +71,7 @@ def _units(ground: Ground, search: Search, kind: str) -> Json:
     return {"order": order, "stability": len(one & two) / len(one | two), **cost}
 
 
-def _subspace(ground: Ground, search: SubspaceSearch) -> Json:
+def _subspace(ground: AnyGround, search: SubspaceSearch) -> Json:
     pairs = ground.data.discovery
     before = ground.subject.work.token_layers, ground.subject.work.differentiated
     basis = search.basis(ground, pairs)
@@ -87,21 +81,20 @@ def _subspace(ground: Ground, search: SubspaceSearch) -> Json:
     return {"basis": basis.tolist(), "stability": shared, **cost}
 
 
-def _cost(ground: Ground, before: tuple[int, int]) -> Json:
-    """Prompts run since, one being a forward of all tokens of a discovery prompt through all layers."""
-    one = encode(ground.subject, ground.data.discovery).base.n_cols * ground.subject.shape.n_layers
-    work = ground.subject.work
+def _cost(ground: AnyGround, before: tuple[int, int]) -> Json:
+    """Prompts run since, one being a run of a discovery item's side."""
+    work, one = ground.subject.work, ground.one
     return {"forwards": (work.token_layers - before[0]) / one, "backwards": (work.differentiated - before[1]) / one}
 
 
-def entry_of(ground: Ground, search: AnySearch, kind: str, record: Json) -> Entry:
+def entry_of(ground: AnyGround, search: AnySearch, kind: str, record: Json) -> Entry:
     """A finished search, read back from its record."""
     if "reason" in record:
         return Entry(kind, search, None, [], 0.0, 0.0, 0.0, record["reason"])
     numbers = record["stability"], record["forwards"], record["backwards"]
     if "basis" in record:
         basis = torch.tensor(record["basis"])
-        among: Kind = subspace(ground.site, LAST, basis)
+        among: Kind = subspace(ground.site, ground.span, basis)
         return Entry(kind, search, among, list(range(basis.shape[1])), *numbers)
     return Entry(kind, search, ground.kinds[kind], record["order"], *numbers)
 
@@ -135,11 +128,11 @@ def random_units(config: Config, kind: Kind, draw: int) -> list[int]:
     return Random(f"{config.seed}-{kind.name}-{draw}").sample(available, min(at_share(config, kind), len(available)))
 
 
-def random_subspace(ground: Ground, draw: int) -> Kind:
+def random_subspace(ground: AnyGround, draw: int) -> Kind:
     """The control of subspaces: as many dimensions, turned at random."""
     random = torch.Generator().manual_seed(1_000_003 * ground.config.seed + draw)
-    drawn = torch.randn(ground.subject.shape.d_model, ground.dimensions(), generator=random)
-    return subspace(ground.site, LAST, torch.linalg.qr(drawn)[0])
+    drawn = torch.randn(ground.width, ground.dimensions(), generator=random)
+    return subspace(ground.site, ground.span, torch.linalg.qr(drawn)[0])
 
 
 def changes(ready: Ready, tried: Sequence[tuple[Kind, Units]]) -> list[Numbers]:
@@ -148,50 +141,5 @@ def changes(ready: Ready, tried: Sequence[tuple[Kind, Units]]) -> list[Numbers]:
 
 
 def disturbances(ready: Ready, tried: Sequence[tuple[Kind, Units]]) -> list[Numbers]:
-    """KL (nats) from the untouched next token to the one under the exchange, per pair of texts, for each set of units."""
-    before = ready.patcher.outcome.logits
-    return [kl(before, kind.exchange(ready, units).logits).double().tolist() for kind, units in tried]
-
-
-def das_controls(ground: Ground, judged: Sequence[Pair], heldout: Sequence[Pair]) -> Json:
-    """Interchange accuracy of DAS, and of the same search where there is nothing to find.
-
-    Returns:
-        Per pair, whether the counterfactual answer is preferred: of the trained subject, on judged and on held-out pairs; learned
-        towards shuffled answers; and of the same architecture with random weights.
-    """
-    config, pairs = ground.config, ground.data.discovery
-    random = Random(config.seed)
-    shuffled = [_expecting(pair, random.random() < 0.5) for pair in pairs]
-    nobody = untrained(ground.subject, seed=config.seed)
-    found = {"das": _learned(ground, ground.subject, [as_interchange(pair) for pair in pairs])}
-    wrong = _learned(ground, ground.subject, shuffled)
-    none = _learned(ground, nobody, [as_interchange(pair) for pair in pairs])
-    hits = {
-        "das_iia": _hits(ground, ground.subject, judged, found["das"]),
-        "das_iia_shuffled_answers": _hits(ground, ground.subject, judged, wrong),
-        "das_iia_random_weights": _hits(ground, nobody, judged, none),
-    }
-    return hits | ({"das_iia_heldout": _hits(ground, ground.subject, heldout, found["das"])} if heldout else {})
-
-
-def _expecting(pair: Pair, source: bool) -> Interchange:
-    expected = pair.counterfactual_answer if source else pair.answer
-    return Interchange(pair.id, pair.clean, pair.counterfactual, pair.answer, pair.counterfactual_answer, expected)
-
-
-def _learned(ground: Ground, subject: Subject, items: Sequence[Interchange]) -> Mediator:
-    ready = Interchanges(subject, items, ground.site, LAST, batch_size=16)
-    return das(ready, k=ground.dimensions(), epochs=ground.config.epochs, seed=ground.config.seed).mediator
-
-
-def _hits(ground: Ground, subject: Subject, pairs: Sequence[Pair], mediator: Mediator) -> Numbers:
-    ready = Interchanges(
-        subject, [as_interchange(pair) for pair in pairs], ground.site, LAST, batch_size=ground.config.batch_size
-    )
-    found: list[bool] = []
-    with torch.no_grad():
-        for logits, batch in ready.logits(mediator):
-            row = torch.arange(len(logits))
-            found += (logits[row, batch.expected] > logits[row, batch.own]).tolist()
-    return [float(hit) for hit in found]
+    """How far unrelated pairs move, for each set of units."""
+    return [ready.disturbance(kind.exchange(ready, units)).tolist() for kind, units in tried]

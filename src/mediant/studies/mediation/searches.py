@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,11 +33,12 @@ from mediant.search.node_attribution import attribute, attribute_features
 from mediant.search.patching import Patcher, neuron_effects
 from mediant.search.readout import read_changes
 from mediant.search.site_masks import mask_sites
-from mediant.studies.mediation.ground import LAST, Ground, values_of_sides
+from mediant.studies.mediation.ground import LAST, AnswerGround
+from mediant.studies.mediation.values import values_of_sides
 from mediant.tasks.encode import encode
 from mediant.tasks.interchange import Interchange
 
-Scores = Callable[[Ground, Sequence[Pair]], Array]
+Scores = Callable[[Any, Sequence[Any]], Array]
 CERTAIN = 1e3
 FAMILIES = ("patching", "attribution", "integrated", "learning", "probing", "observing")
 
@@ -59,7 +61,7 @@ class Search:
     needs_variable: bool = False
 
 
-def one_by_one(ground: Ground, pairs: Sequence[Pair], *, kind: str) -> Array:
+def one_by_one(ground: AnswerGround, pairs: Sequence[Pair], *, kind: str) -> Array:
     """Exchange every place by itself."""
     places = ground.places(kind).places
     spans: dict[Span, list[int]] = defaultdict(list)
@@ -74,7 +76,7 @@ def one_by_one(ground: Ground, pairs: Sequence[Pair], *, kind: str) -> Array:
     return found
 
 
-def features_one_by_one(ground: Ground, pairs: Sequence[Pair], *, kind: str) -> Array:
+def features_one_by_one(ground: AnswerGround, pairs: Sequence[Pair], *, kind: str) -> Array:
     """Exchange every feature that differs by itself."""
     chosen = ground.features(kind)
     found = np.zeros((chosen.n_features, len(pairs)))
@@ -92,7 +94,7 @@ def features_one_by_one(ground: Ground, pairs: Sequence[Pair], *, kind: str) -> 
     return found
 
 
-def neurons_one_by_one(ground: Ground, pairs: Sequence[Pair]) -> Array:
+def neurons_one_by_one(ground: AnswerGround, pairs: Sequence[Pair]) -> Array:
     """Exchange every neuron by itself, where there are few enough.
 
     Raises:
@@ -113,7 +115,7 @@ def neurons_one_by_one(ground: Ground, pairs: Sequence[Pair]) -> Array:
     return found
 
 
-def edges_by_probe(ground: Ground, pairs: Sequence[Pair]) -> Array:  # noqa: ARG001 - as all searches
+def edges_by_probe(ground: AnswerGround, pairs: Sequence[Pair]) -> Array:  # noqa: ARG001 - as all searches
     """Nothing: an edge has no values of its own.
 
     Raises:
@@ -122,7 +124,7 @@ def edges_by_probe(ground: Ground, pairs: Sequence[Pair]) -> Array:  # noqa: ARG
     raise TaskError("an edge hands on its source's values and has none of its own that a probe could read; see the heads' row")
 
 
-def places_by_gradient(ground: Ground, pairs: Sequence[Pair], *, kind: str, steps: int = 1) -> Array:
+def places_by_gradient(ground: AnswerGround, pairs: Sequence[Pair], *, kind: str, steps: int = 1) -> Array:
     """Change times gradient, for every place at once."""
     places = ground.places(kind).places
     found = np.zeros((len(places), len(pairs)))
@@ -132,13 +134,13 @@ def places_by_gradient(ground: Ground, pairs: Sequence[Pair], *, kind: str, step
     return found
 
 
-def neurons_by_gradient(ground: Ground, pairs: Sequence[Pair], *, steps: int = 1) -> Array:
+def neurons_by_gradient(ground: AnswerGround, pairs: Sequence[Pair], *, steps: int = 1) -> Array:
     """Change times gradient, neuron by neuron."""
     sites = [Site("mlp_post", layer) for layer in range(ground.subject.shape.n_layers)]
     return np.concatenate(attribute_features(ground.subject, pairs, sites, by=ground.by, steps=steps))
 
 
-def features_by_gradient(ground: Ground, pairs: Sequence[Pair], *, kind: str, steps: int = 1) -> Array:
+def features_by_gradient(ground: AnswerGround, pairs: Sequence[Pair], *, kind: str, steps: int = 1) -> Array:
     """Change times gradient, feature by feature."""
     chosen = ground.features(kind)
     return attribute_features(
@@ -146,7 +148,7 @@ def features_by_gradient(ground: Ground, pairs: Sequence[Pair], *, kind: str, st
     )[0]
 
 
-def edges_by_gradient(ground: Ground, pairs: Sequence[Pair], *, method: str = "eap") -> Array:
+def edges_by_gradient(ground: AnswerGround, pairs: Sequence[Pair], *, method: str = "eap") -> Array:
     """Edge attribution."""
     return _of_edges(eap(ground.subject, pairs, metric=ground.by, method=method, steps=ground.config.gradient_steps))
 
@@ -155,7 +157,7 @@ def _of_edges(scores: EdgeScores) -> Array:
     return np.asarray(scores.within[0][scores.graph.exists])
 
 
-def places_by_mask(ground: Ground, pairs: Sequence[Pair], *, kind: str) -> Array:
+def places_by_mask(ground: AnswerGround, pairs: Sequence[Pair], *, kind: str) -> Array:
     """Gates on places, learned together."""
     places, layers = list(ground.places(kind).places), range(ground.subject.shape.n_layers)
     unit, price = "site", 0.01
@@ -166,14 +168,14 @@ def places_by_mask(ground: Ground, pairs: Sequence[Pair], *, kind: str) -> Array
     return -torch.cat(list(found.wishes)).double().numpy()
 
 
-def neurons_by_mask(ground: Ground, pairs: Sequence[Pair]) -> Array:
+def neurons_by_mask(ground: AnswerGround, pairs: Sequence[Pair]) -> Array:
     """Gates on neurons, learned together."""
     sites = [Site("mlp_post", layer) for layer in range(ground.subject.shape.n_layers)]
     found = mask_sites(ground.subject, pairs, list(sites), unit="neuron", price=3e-5, epochs=ground.config.epochs, lr=0.2)
     return -torch.cat(list(found.wishes)).double().numpy()
 
 
-def features_by_mask(ground: Ground, pairs: Sequence[Pair], *, kind: str) -> Array:
+def features_by_mask(ground: AnswerGround, pairs: Sequence[Pair], *, kind: str) -> Array:
     """Differential binary masking in the site's basis."""
     chosen = ground.features(kind)
     learned = dbm(exchanges(ground, pairs), chosen.features, epochs=ground.config.epochs, lr=0.1, price=1e-3)
@@ -181,7 +183,7 @@ def features_by_mask(ground: Ground, pairs: Sequence[Pair], *, kind: str) -> Arr
     return -learned.wishes.double().numpy()
 
 
-def exchanges(ground: Ground, pairs: Sequence[Pair], site: Site | None = None) -> Interchanges:
+def exchanges(ground: AnswerGround, pairs: Sequence[Pair], site: Site | None = None) -> Interchanges:
     """Pairs as interchanges of the one variable in which they differ: the answer has to become the counterfactual's."""
     items = [as_interchange(pair) for pair in pairs]
     return Interchanges(ground.subject, items, site or ground.site, LAST, batch_size=16)
@@ -194,14 +196,14 @@ def as_interchange(pair: Pair) -> Interchange:
     )
 
 
-def edges_by_gates(ground: Ground, pairs: Sequence[Pair], *, sampling: str = "hard_concrete") -> Array:
+def edges_by_gates(ground: AnswerGround, pairs: Sequence[Pair], *, sampling: str = "hard_concrete") -> Array:
     """Gates on edges, learned together."""
     steps = ground.config.edge_steps
     found = optimise_edges(ground.subject, pairs, sparsity=1.0, steps=steps, sampling=sampling, draws=1, seed=ground.config.seed)
     return _of_edges(found)
 
 
-def edges_by_acdc(ground: Ground, pairs: Sequence[Pair]) -> Array:
+def edges_by_acdc(ground: AnswerGround, pairs: Sequence[Pair]) -> Array:
     """Attribution's strongest edges, those first whose loss is missed when they are cut one by one."""
     scores = eap(ground.subject, pairs, metric=ground.by)
     within = strongest(scores, rule="most_negative").circuit(ground.config.acdc_edges, prune=False)
@@ -212,7 +214,7 @@ def edges_by_acdc(ground: Ground, pairs: Sequence[Pair]) -> Array:
     return np.asarray(np.where(kept, order - 2 * np.abs(order).max(), order))
 
 
-def edges_by_flow(ground: Ground, pairs: Sequence[Pair]) -> Array:
+def edges_by_flow(ground: AnswerGround, pairs: Sequence[Pair]) -> Array:
     """Information-flow routes, grown from the logits."""
     scores, edges = flow_routes(ground.subject, pairs), ground.edges()
     most = max(1, round(max(ground.config.shares) * edges.n_units))
@@ -223,7 +225,7 @@ def edges_by_flow(ground: Ground, pairs: Sequence[Pair]) -> Array:
     return found
 
 
-def places_by_probe(ground: Ground, pairs: Sequence[Pair], *, kind: str) -> Array:
+def places_by_probe(ground: AnswerGround, pairs: Sequence[Pair], *, kind: str) -> Array:
     """How well a probe of each place tells the variable's two values apart, on prompts it was not fitted on."""
     places = ground.places(kind).places
     found = np.zeros(len(places))
@@ -231,17 +233,19 @@ def places_by_probe(ground: Ground, pairs: Sequence[Pair], *, kind: str) -> Arra
         units = [i for i, (_, each) in enumerate(places) if each == span]
         at = "last" if span == Span("all") else span
         values, y = _labelled(ground, pairs, [places[u][0] for u in units], at)
-        found[units] = [-_separation(values[places[u][0]], y) for u in units]
+        found[units] = [-separation(values[places[u][0]], y) for u in units]
     return found
 
 
-def _labelled(ground: Ground, pairs: Sequence[Pair], sites: Sequence[Site], span: Span | str) -> tuple[dict[Site, Array], Mask]:
+def _labelled(
+    ground: AnswerGround, pairs: Sequence[Pair], sites: Sequence[Site], span: Span | str
+) -> tuple[dict[Site, Array], Mask]:
     """Values of all prompts, clean ones first, and which value of the variable each has."""
     clean = np.array([pair.variables[ground.data.variable] == ground.data.values[0] for pair in pairs])
     return values_of_sides(ground.subject, pairs, sites, Span.of(span)), np.concatenate([clean, ~clean])
 
 
-def _separation(x: Array, y: Mask) -> float:
+def separation(x: Array, y: Mask) -> float:
     """Distance of the classes' means along a probe, in standard deviations, on the half it was not fitted on; both ways."""
     n, found = len(y) // 2, []
     fold = np.tile(np.arange(n) % 2 == 0, 2)
@@ -256,23 +260,23 @@ def _separation(x: Array, y: Mask) -> float:
     return float(np.mean(found))
 
 
-def neurons_by_probe(ground: Ground, pairs: Sequence[Pair]) -> Array:
+def neurons_by_probe(ground: AnswerGround, pairs: Sequence[Pair]) -> Array:
     """Sparse probes, a layer at a time."""
     sites = [Site("mlp_post", layer) for layer in range(ground.subject.shape.n_layers)]
     values, y = _labelled(ground, pairs, sites, "last")
-    return np.concatenate([_weights(values[site], y) for site in sites])
+    return np.concatenate([probe_weights(values[site], y) for site in sites])
 
 
-def features_by_probe(ground: Ground, pairs: Sequence[Pair], *, kind: str) -> Array:
+def features_by_probe(ground: AnswerGround, pairs: Sequence[Pair], *, kind: str) -> Array:
     """One sparse probe on all features."""
     chosen = ground.features(kind)
     values, y = _labelled(ground, pairs, [chosen.site], "last")
     x = torch.from_numpy(values[chosen.site]).float()
     encoded = x if chosen.features is None else chosen.features.encode(x)
-    return _weights(encoded.double().numpy(), y)
+    return probe_weights(encoded.double().numpy(), y)
 
 
-def _weights(x: Array, y: Mask) -> Array:
+def probe_weights(x: Array, y: Mask) -> Array:
     """Minus the weights of an l1 probe on standardised features; those left out follow by how far they tell classes apart."""
     # For an order of features a few hundred steps are as good as the last digit.
     weights = np.abs(fit_sparse(x, y, most=300).vector * x.std(0))
@@ -283,7 +287,7 @@ def _weights(x: Array, y: Mask) -> Array:
     return np.asarray(-np.where(weights > 0, weights, 0.5 * smallest * rest))
 
 
-def places_by_lens(ground: Ground, pairs: Sequence[Pair], *, kind: str) -> Array:
+def places_by_lens(ground: AnswerGround, pairs: Sequence[Pair], *, kind: str) -> Array:
     """What each place's change says to the unembedding; nothing where it is not at the last token."""
     places = ground.places(kind).places
     said = read_changes(ground.subject, pairs, [site for site, _ in places])
@@ -291,13 +295,13 @@ def places_by_lens(ground: Ground, pairs: Sequence[Pair], *, kind: str) -> Array
     return np.stack([one.sum(0) * here for one, here in zip(said, heard, strict=True)])
 
 
-def neurons_by_lens(ground: Ground, pairs: Sequence[Pair]) -> Array:
+def neurons_by_lens(ground: AnswerGround, pairs: Sequence[Pair]) -> Array:
     """What each neuron's change says to the unembedding."""
     sites = [Site("mlp_post", layer) for layer in range(ground.subject.shape.n_layers)]
     return np.concatenate(read_changes(ground.subject, pairs, sites))
 
 
-def features_by_lens(ground: Ground, pairs: Sequence[Pair], *, kind: str) -> Array:
+def features_by_lens(ground: AnswerGround, pairs: Sequence[Pair], *, kind: str) -> Array:
     """What each feature's change says to the unembedding."""
     chosen = ground.features(kind)
     return read_changes(ground.subject, pairs, [chosen.site], features=chosen.features)[0]
@@ -325,7 +329,7 @@ def _feature_searches(kind: str, steps: int) -> list[Search]:
     ]
 
 
-def searches_of(kind: str, ground: Ground) -> list[Search]:
+def searches_of(kind: str, ground: AnswerGround) -> list[Search]:
     """Every search among units of a kind."""
     steps = ground.config.gradient_steps
     if kind in ("layer", "sublayer", "head"):

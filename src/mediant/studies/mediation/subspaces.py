@@ -9,6 +9,7 @@ stream most.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +25,11 @@ from mediant.search.linear_rules import Fit, fit_logistic, fit_mean_difference
 from mediant.search.node_attribution import gradients
 from mediant.search.readout import unembedding_differences
 from mediant.search.rotations import boundless_das, das
-from mediant.studies.mediation.ground import LAST, SIDES, Ground, values_at, values_of_sides
+from mediant.studies.mediation.ground import LAST, AnswerGround
 from mediant.studies.mediation.searches import exchanges
+from mediant.studies.mediation.values import SIDES, values_at, values_of_sides
 
-Basis = Callable[[Ground, Sequence[Pair]], Float[Tensor, "d k"]]
+Basis = Callable[[Any, Sequence[Any]], Float[Tensor, "d k"]]
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,14 @@ class SubspaceSearch:
     needs_variable: bool = False
 
 
-def by_das(ground: Ground, pairs: Sequence[Pair]) -> Tensor:
+def by_das(ground: AnswerGround, pairs: Sequence[Pair]) -> Tensor:
     """A rotation, learned."""
     ready = exchanges(ground, pairs)
     found = das(ready, k=ground.dimensions(), epochs=ground.config.epochs, seed=ground.config.seed)
-    return _ordered(ground, pairs, _columns(found.mediator))
+    return ordered(_differences(ground, pairs), _columns(found.mediator))
 
 
-def by_boundless_das(ground: Ground, pairs: Sequence[Pair]) -> Tensor:
+def by_boundless_das(ground: AnswerGround, pairs: Sequence[Pair]) -> Tensor:
     """The whole rotation and its boundary, learned; the axes inside the boundary, cut where cells are compared."""
     found = boundless_das(
         exchanges(ground, pairs), epochs=ground.config.epochs, boundary_lr=0.05, seed=ground.config.seed
@@ -57,7 +59,7 @@ def by_boundless_das(ground: Ground, pairs: Sequence[Pair]) -> Tensor:
     inside = _columns(found)[:, found.gate > 0]
     if not inside.shape[1]:
         raise TaskError("the boundary closed, so no axis is left")
-    return _ordered(ground, pairs, inside)[:, : ground.dimensions()]
+    return ordered(_differences(ground, pairs), inside)[:, : ground.dimensions()]
 
 
 def _columns(mediator: Mediator) -> Tensor:
@@ -65,42 +67,42 @@ def _columns(mediator: Mediator) -> Tensor:
     return mediator.features.basis.detach()
 
 
-def _ordered(ground: Ground, pairs: Sequence[Pair], basis: Tensor) -> Tensor:
+def ordered(differences: Float[Tensor, "n d"], basis: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
     """The same subspace, turned so that its first axes hold most of the difference between base and source."""
-    _, _, axes = torch.linalg.svd(_differences(ground, pairs) @ basis, full_matrices=True)
+    _, _, axes = torch.linalg.svd(differences @ basis, full_matrices=True)
     turned: Tensor = basis @ axes.mT
     return turned
 
 
-def _differences(ground: Ground, pairs: Sequence[Pair]) -> Float[Tensor, "pair d"]:
+def _differences(ground: AnswerGround, pairs: Sequence[Pair]) -> Float[Tensor, "pair d"]:
     clean, other = (values_at(ground.subject, [getattr(p, side) for p in pairs], ground.site, "last") for side in SIDES)
     return other - clean
 
 
-def by_differences(ground: Ground, pairs: Sequence[Pair]) -> Tensor:
+def by_differences(ground: AnswerGround, pairs: Sequence[Pair]) -> Tensor:
     """The directions along which patching the whole stream moves it most."""
-    return _leading(_differences(ground, pairs), ground.dimensions())
+    return leading(_differences(ground, pairs), ground.dimensions())
 
 
-def by_gradients(ground: Ground, pairs: Sequence[Pair], *, steps: int | None = 1) -> Tensor:
+def by_gradients(ground: AnswerGround, pairs: Sequence[Pair], *, steps: int | None = 1) -> Tensor:
     """The directions along which the metric is steepest, over pairs."""
     many = ground.config.gradient_steps if steps is None else steps
     found = gradients(ground.subject, pairs, ground.site, LAST, by=ground.by, steps=many)
-    return _leading(torch.from_numpy(found).float(), ground.dimensions())
+    return leading(torch.from_numpy(found).float(), ground.dimensions())
 
 
-def by_unembedding(ground: Ground, pairs: Sequence[Pair]) -> Tensor:
+def by_unembedding(ground: AnswerGround, pairs: Sequence[Pair]) -> Tensor:
     """The directions along which the unembedding tells the two answers apart."""
-    return _leading(unembedding_differences(ground.subject, pairs), ground.dimensions())
+    return leading(unembedding_differences(ground.subject, pairs), ground.dimensions())
 
 
-def by_variance(ground: Ground, pairs: Sequence[Pair]) -> Tensor:
+def by_variance(ground: AnswerGround, pairs: Sequence[Pair]) -> Tensor:
     """Principal axes, whatever they mean."""
     values = values_at(ground.subject, [getattr(p, side) for p in pairs for side in SIDES], ground.site, "last")
     return PCA.fit(values, min(ground.dimensions(), len(values) - 1)).axes
 
 
-def by_class(ground: Ground, pairs: Sequence[Pair], *, fit: Fit) -> Tensor:
+def by_class(ground: AnswerGround, pairs: Sequence[Pair], *, fit: Fit) -> Tensor:
     """The one direction that tells the variable's values apart."""
     x = values_of_sides(ground.subject, pairs, [ground.site], LAST)[ground.site]
     clean = np.array([pair.variables[ground.data.variable] == ground.data.values[0] for pair in pairs])
@@ -108,7 +110,7 @@ def by_class(ground: Ground, pairs: Sequence[Pair], *, fit: Fit) -> Tensor:
     return torch.from_numpy(vector / np.linalg.norm(vector)).float()[:, None]
 
 
-def by_amnesia(ground: Ground, pairs: Sequence[Pair]) -> Tensor:
+def by_amnesia(ground: AnswerGround, pairs: Sequence[Pair]) -> Tensor:
     """Every direction in which probes tell the values apart, taken away one after another."""
     classes: dict[str, dict[str, tuple[Prompt, str]]] = {value: {} for value in ground.data.values}
     for pair in pairs:
@@ -127,7 +129,7 @@ def by_amnesia(ground: Ground, pairs: Sequence[Pair]) -> Tensor:
     return torch.from_numpy(found.basis).float()
 
 
-def _leading(rows: Float[Tensor, "n d"], k: int) -> Float[Tensor, "d k"]:
+def leading(rows: Float[Tensor, "n d"], k: int) -> Float[Tensor, "d k"]:
     """Leading right singular vectors."""
     axes: Tensor = torch.linalg.svd(rows.float(), full_matrices=False)[2][:k]
     return axes.mT

@@ -7,7 +7,6 @@ them, changes nothing. `texts` are unrelated sentences, two and two of one lengt
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 
@@ -15,6 +14,7 @@ from mediant.core.errors import TaskError
 from mediant.core.pair import Pair, Prompt
 from mediant.core.span import RESERVED
 from mediant.studies.mediation.config import Config
+from mediant.studies.mediation.data import Data
 from mediant.subject import Subject
 from mediant.subject.vision import VisionSubject
 from mediant.tasks import catalogue, pairs, panels, plain_text
@@ -23,37 +23,7 @@ from mediant.tasks import catalogue, pairs, panels, plain_text
 VARIABLES = {"ioi": "order", "agreement": "subject_number", "pronouns": "pronoun", "panels": "asked"}
 
 
-@dataclass(frozen=True)
-class Data:
-    """Disjoint sets of pairs.
-
-    Attributes:
-        heldout: of wording that no other set uses; `other`: see above. Empty ones have their reason in `missing`.
-        spans: named by every pair of `discovery`, in reading order, `last` among them.
-        values: the two values of `variable`; empty where there is none.
-    """
-
-    name: str
-    description: str
-    metric: str
-    discovery: tuple[Pair, ...]
-    validation: tuple[Pair, ...]
-    judged: tuple[Pair, ...]
-    heldout: tuple[Pair, ...]
-    other: tuple[Pair, ...]
-    texts: tuple[Pair, ...]
-    spans: tuple[str, ...]
-    variable: str
-    values: tuple[str, ...]
-    missing: dict[str, str]
-
-    @property
-    def sets(self) -> dict[str, tuple[Pair, ...]]:
-        """What cells are judged on, by name."""
-        return {"judged": self.judged, "heldout": self.heldout, "other": self.other, "texts": self.texts}
-
-
-def load(config: Config, subject: Subject) -> Data:
+def load(config: Config, subject: Subject) -> Data[Pair]:
     """Sample or read the pairs.
 
     Raises:

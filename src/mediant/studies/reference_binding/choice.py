@@ -17,7 +17,8 @@ from mediant.search.edge_knockout import KnockoutEffects
 from mediant.studies.reference_binding import method, task
 from mediant.studies.reference_binding.bench import Bench, based
 from mediant.studies.reference_binding.method import WAYS, Reading
-from mediant.tasks.requests import Request
+from mediant.tasks.encode_requests import encoded
+from mediant.tasks.requests import Request, with_reference_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +97,8 @@ class Choice:
 
         def compute(chunk: Sequence[Request]) -> Json:
             subject = self.bench.subject
-            base = method.encoded(subject, chunk)
-            other = method.encoded(subject, [method.with_reference_of(pairs[each.name]) for each in chunk])
+            base = encoded(subject, chunk)
+            other = encoded(subject, [with_reference_of(pairs[each.name]) for each in chunk])
             return {"effects": method.head_effects(subject, base, other, query, steps=steps).effects.tolist()}
 
         records = self.bench.mapped(

@@ -19,6 +19,7 @@ from mediant.studies.reference_binding.method import Flow, Reading
 from mediant.subject.batch import Batch
 from mediant.subject.generator import ImageGenerator, Latents, Pixels
 from mediant.subject.twins import Twins
+from mediant.tasks import encode_requests
 from mediant.tasks.requests import Request
 
 Made = TypeVar("Made")
@@ -70,7 +71,7 @@ class Conditions:
 
     def encoded(self, chunk: Sequence[Request]) -> Batch:
         """Requests as the subject takes them; the last few are kept."""
-        return self._encoded.get(chunk, lambda: method.encoded(self.subject, chunk))
+        return self._encoded.get(chunk, lambda: encode_requests.encoded(self.subject, chunk))
 
     def text_after(self, layer: int, chunk: Sequence[Request]) -> Activation:
         """The text of requests' runs after a block, in every step; the last few are kept."""

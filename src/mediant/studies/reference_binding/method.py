@@ -27,7 +27,8 @@ from mediant.interventions.edits import Activation, Edit
 from mediant.search.edge_knockout import KnockoutEffects, knockout_effects
 from mediant.subject.batch import Batch
 from mediant.subject.generator import ImageGenerator, Latents
-from mediant.tasks.requests import Request, RequestPair
+from mediant.tasks.encode_requests import encoded
+from mediant.tasks.requests import Request
 
 GROUPS = ("text", "picture", "reference")
 FLOWS = tuple((key, query) for key in GROUPS for query in GROUPS if key != query)
@@ -55,16 +56,6 @@ class Reading:
     def label(self) -> str:
         """Short name for pages."""
         return f"block {self.layer}, {'put back there' if self.way == 'diagonal' else 'put in as text'}"
-
-
-def encoded(subject: ImageGenerator, requests: Sequence[Request], *, other_noise: int = 0) -> Batch:
-    """Requests of one size, with the noise that their names give, or another."""
-    first = requests[0]
-    references = [request.references for request in requests] if first.references else []
-    return subject.encode(
-        [request.instruction for request in requests], references=references,
-        seeds=[request.seed + other_noise for request in requests], height=first.height, width=first.width,
-    )  # fmt: skip
 
 
 def without(subject: ImageGenerator, requests: Sequence[Request], *, instructed: bool, other_noise: int = 0) -> Batch:
@@ -145,11 +136,6 @@ def _step_by_step(read: Activation, source: Batch, site: Site, span: Span) -> li
         wanted = read.at_step(step, guidance=guidance).select(*source.locate(span))
         found.append(replace(edits.swap_at(site, span, wanted), steps=(step,), guidance=guidance))
     return found
-
-
-def with_reference_of(pair: RequestPair) -> Request:
-    """The base with the source's reference; noise and instruction stay its own."""
-    return replace(pair.base, references=pair.source.references, factors=pair.source.factors, target=None)
 
 
 def resemblance(own: Latents, other: Latents) -> Callable[[Latents], Float[Tensor, " row"]]:

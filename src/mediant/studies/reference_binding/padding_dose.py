@@ -19,6 +19,7 @@ from mediant.studies.reference_binding.bench import Bench, based, untouched
 from mediant.studies.reference_binding.conditions import Conditions
 from mediant.subject.batch import Batch
 from mediant.subject.generator import ImageGenerator, Latents
+from mediant.tasks.encode_requests import encoded
 from mediant.tasks.requests import Request, RequestPair, lengthened
 
 # Those the paper does it for; nothing of an identity goes through its text.
@@ -73,7 +74,7 @@ def longer(subject: ImageGenerator, pairs: Sequence[RequestPair], share: float) 
     """Pairs whose instruction goes on until about this share of its padding is left."""
     found = []
     for pair in pairs:
-        plain = method.encoded(subject, [pair.base])
+        plain = encoded(subject, [pair.base])
         room = len(plain.spans[0]["padding"])
         n_words = 0
         while subject.n_tokens(lengthened("", n_words + 1)) <= room * (1 - share):

@@ -11,7 +11,7 @@ from mediant.measures.picture_questions import PictureQuestions
 from mediant.runs.engine import LocalEngine
 from mediant.runs.folder import RunFolder
 from mediant.studies.provenance import provenance
-from mediant.studies.reference_binding import measures, method, task
+from mediant.studies.reference_binding import measures, task
 from mediant.studies.reference_binding.bench import Bench
 from mediant.studies.reference_binding.conditions import Conditions
 from mediant.studies.reference_binding.config import NAME, Config
@@ -22,6 +22,7 @@ from mediant.subject.endpoint import OpenAIEndpoint
 from mediant.subject.generator import ImageGenerator
 from mediant.subject.loading import load
 from mediant.subject.twins import Twins
+from mediant.tasks.encode_requests import encoded
 
 LIMITS = [
     "That a property passes through the text shows a route, not that the model decides anything there.",
@@ -62,7 +63,7 @@ def prepare(config: Config, subject: ImageGenerator) -> Data:
     if planted is not None and not isinstance(planted, ImageGenerator):
         raise SubjectError(f"{config.planted} writes; the planted subject has to make pictures")
     for name in config.properties:
-        method.encoded(subject, data.test[name][:1])
+        encoded(subject, data.test[name][:1])
     asked = config.endpoint and OpenAIEndpoint(config.endpoint, config.endpoint_model, config.endpoint_key, 300.0)
     questions = PictureQuestions(asked) if asked else None
     if config.tasks is None:

@@ -3,15 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
-
-import numpy as np
 
 from mediant.core.errors import TaskError
 from mediant.studies.reference_binding.config import Config
 from mediant.tasks import foreign, request_files
+from mediant.tasks.request_files import paired
 from mediant.tasks.requests import Request, RequestPair
 
 Item = TypeVar("Item")
@@ -92,16 +90,3 @@ def _enough(found: Sequence[Item], n: int, what: str) -> Sequence[Item]:
             f"there are {len(found)} {what}, {n} are asked for; --set a smaller n and n_validation, or give more tasks"
         )
     return found[:n]
-
-
-def paired(found: Sequence[Request]) -> list[RequestPair]:
-    """Each request with the next one of the same instruction and sizes and another reference."""
-    alike: dict[object, list[Request]] = {}
-    for each in found:
-        alike.setdefault((each.instruction, each.height, each.width, each.references[0].shape), []).append(each)
-    return [
-        RequestPair(source, base)
-        for group in alike.values()
-        for source, base in pairwise(group)
-        if not np.array_equal(source.references[0], base.references[0])
-    ]
