@@ -129,3 +129,26 @@ def test_the_page_opens_in_silence(finished: Path, opened: Open, scheme: str):  
     with opened(scheme=scheme, file=finished / "index.html") as seen:
         assert seen.said == []
         assert seen.asked == [(finished / "index.html").as_uri()]
+
+
+def test_a_generator_of_pictures_fills_its_own_rows_and_shows_what_became_of_pictures(tmp_path: Path, capsys):
+    from mediant.cli import main
+
+    out = tmp_path / "pictures"
+    rows = [each for kind in ("layer", "axis", "subspace", "edge") for each in ("--kinds", kind)]
+    wanted = ["run", "mediation", "--subject", "drawn-flux", "--preset", "smoke", "--device", "cpu", "--out", str(out), *rows]
+    assert main([*wanted, "--set", "n=8"]) == 0
+    found = measures(out)
+    cells = {name.removesuffix("_faithfulness") for name in found if name.endswith("_faithfulness") and "_random_" not in name}
+    assert len(cells) == 6 + 6 + 7
+    assert not any(name.startswith("edge") for name in found)
+    assert found["layer_patching_faithfulness"]["value"] == pytest.approx(1.0, abs=0.05)
+    assert found["layer_patching_leak"]["definition"].startswith("The same towards a picture with the same reference")
+    assert all(found[name]["value"] is not None or found[name]["reason"] for name in found)
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") >= 4 * (4 + 3)
+    edges = [*wanted[: -len(rows)], "--kinds", "edge"]
+    edges[edges.index(str(out))] = str(tmp_path / "edges")
+    assert main(edges) != 0
+    assert "an image generator has no edges to search" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "edges").exists()

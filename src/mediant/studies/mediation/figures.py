@@ -89,8 +89,8 @@ def _beside(found: Findings, measures: Mapping[str, Measure]) -> Section:
         if not np.isnan(table).all():
             tables.append((title, np.clip(table, 0, 1.2)))
     text = (
-        "Left: the same exchange between prompts that agree in the variable and differ in everything else; a mediator of "
-        "the variable alone would hand on nothing. Right: how far the search finds the same units on either half of its pairs."
+        "Left: the same exchange between two that agree in what is asked about and differ in the rest; a mediator of that "
+        "alone would hand on nothing. Right: how far the search finds the same units on either half of its pairs."
     )
     short = ["patch", "attr.", "integ.", "learn", "probe", "obs."]
     return Section("Selectivity and stability", text, figure=share_maps(tables, short, kinds, row_title="", written=True))
@@ -139,7 +139,13 @@ def _curves(found: Findings, kind: str) -> Section:
         points = [estimate_ratio(row, tried.total["validation"], clusters=clusters, draws=300) for row in table]
         low, high = ([p.ci95[end] for p in points] for end in (0, 1))
         lines.append(Line(entry.search.name, ladder, [p.value for p in points], low, high, colour))
-    figure = curves(lines, x_title=plural(kind), y_title="share of the total effect", level=found.ground.config.enough, unit=kind)
+    figure = curves(
+        lines,
+        x_title="dimensions" if kind == "subspace" else plural(kind),
+        y_title="share of the total effect",
+        level=found.ground.config.enough,
+        unit=kind,
+    )
     text = f"How much comes with the best so many {plural(kind)}, on {len(found.ground.data.validation)} pairs of their own."
     return Section(plural(kind).capitalize(), text, figure=figure, folded=True)
 
