@@ -43,7 +43,7 @@ DEFINITIONS = {
 LIMITS = (
     "A picture's way is measured in its latents, not in what is seen.",
     "Edges are left out: what one block writes for the next is not split into edges where text and picture attend together.",
-    "Beside DAS stand as many random dimensions, not the same search on random weights, whose pictures differ in nothing to learn.",
+    "Beside DAS stand as many random dimensions, not the same search on a subject with random weights.",
     "In double blocks, text and picture have MLPs of their own: one number then stands for a neuron of either.",
 )
 
