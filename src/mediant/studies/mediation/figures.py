@@ -139,13 +139,8 @@ def _curves(found: Findings, kind: str) -> Section:
         points = [estimate_ratio(row, tried.total["validation"], clusters=clusters, draws=300) for row in table]
         low, high = ([p.ci95[end] for p in points] for end in (0, 1))
         lines.append(Line(entry.search.name, ladder, [p.value for p in points], low, high, colour))
-    figure = curves(
-        lines,
-        x_title="dimensions" if kind == "subspace" else plural(kind),
-        y_title="share of the total effect",
-        level=found.ground.config.enough,
-        unit=kind,
-    )
+    title, level = "dimensions" if kind == "subspace" else plural(kind), found.ground.config.enough
+    figure = curves(lines, x_title=title, y_title="share of the total effect", level=level, unit=kind)
     text = f"How much comes with the best so many {plural(kind)}, on {len(found.ground.data.validation)} pairs of their own."
     return Section(plural(kind).capitalize(), text, figure=figure, folded=True)
 
