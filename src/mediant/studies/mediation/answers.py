@@ -19,6 +19,7 @@ from mediant.measures.behaviour import refuse_unless_done
 from mediant.measures.metrics import metric
 from mediant.report.page import Section, Strip, Token
 from mediant.runs.folder import Json
+from mediant.search.alignment import interchange_map
 from mediant.search.interchange import Interchanges
 from mediant.search.patching import Patcher
 from mediant.search.rotations import das
@@ -100,6 +101,17 @@ class AnswerWorld:
         if "subspace" not in ground.config.kinds:
             return {}
         return das_controls(ground, ground.data.judged, ground.data.heldout)
+
+    def by_place(self, ground: AnswerGround) -> Json:
+        """Interchange accuracy of every layer's stream at every span, here and with random weights."""
+        spans = _later(ground.subject, ground.data)
+        sites = [Site("resid_post", layer) for layer in range(ground.subject.shape.n_layers)]
+        nobody = untrained(ground.subject, seed=ground.config.seed)
+        maps = {
+            name: interchange_map(subject, ground.data.judged, sites, spans, batch_size=ground.config.batch_size)
+            for name, subject in (("trained", ground.subject), ("random weights", nobody))
+        }
+        return {"spans": list(spans), "turned": {name: found.astype(int).tolist() for name, found in maps.items()}}
 
     def shown(self, ground: AnswerGround, entries: Sequence[Entry], tried: Tried) -> list[Section]:  # noqa: ARG002
         """Prompts."""

@@ -39,6 +39,7 @@ def page(result: Result, found: Findings, subject: OpenModel) -> Page:
         _matrix(found, measures),
         _beside(found, measures),
         _controls(found, measures),
+        *([_by_place(found)] if "turned" in found.by_place else []),
         *([_das(measures)] if "das_iia" in measures else []),
         *(_curves(found, kind) for kind in dict.fromkeys(entry.kind for entry in ran)),
         _cards(entries, measures),
@@ -113,6 +114,18 @@ def _point(label: str, measure: Measure, colour: str) -> Point:
     assert measure.value is not None  # noqa: S101 - only what was run is shown
     low, high = measure.ci95 or (measure.value, measure.value)
     return Point(label, measure.value, low, high, colour)
+
+
+def _by_place(found: Findings) -> Section:
+    spans, turned = found.by_place["spans"], found.by_place["turned"]
+    tables = [(name, np.asarray(rows).mean(-1)) for name, rows in turned.items()]
+    layers = [str(layer) for layer in range(len(tables[0][1]))]
+    text = (
+        "Share of the judged pairs whose answer becomes the counterfactual's when one layer's whole stream has its values at one "
+        "span: interchange accuracy of a causal model with one variable. Right: the same architecture with random weights, which "
+        "answers as a coin does whatever it is given."
+    )
+    return Section("Where the variable is", text, figure=share_maps(tables, spans, layers, row_title="layer"), folded=True)
 
 
 def _das(measures: Mapping[str, Measure]) -> Section:

@@ -42,6 +42,7 @@ class Findings:
     ground: AnyGround
     entries: Sequence[Entry]
     tried: Tried
+    by_place: Json
 
 
 AnySubject = Subject | ImageGenerator
@@ -82,6 +83,7 @@ class _Study:
             tried = self._exchange(ground, [entry for entry in entries if not entry.reason])
         controls = self._once("das controls", lambda: self.world.controls(ground))
         controls = {name: values for name, values in controls.items() if name != "key"}
+        by_place = self._once("interchange accuracy by place", lambda: self.world.by_place(ground))
         measures = Measuring(self.config, self.data, self.world.definitions).all(entries, tried, controls)
         empty = [f"{entry.kind}: {entry.search.name} was not run: {entry.reason}" for entry in entries if entry.reason]
         result = Result(
@@ -89,7 +91,7 @@ class _Study:
             limits=[*LIMITS, *self.world.limits, *_dictionary(ground), *empty, *verdicts(measures, entries)],
             provenance=provenance(self.folder.manifest, self.subject) | {"site": str(ground.site), "metric": self.data.metric},
         )  # fmt: skip
-        return result, Findings(self.world, ground, entries, tried)
+        return result, Findings(self.world, ground, entries, tried, by_place)
 
     def _search(self, ground: AnyGround) -> list[Entry]:
         jobs = [(kind, search) for kind in self.config.kinds for search in self.world.searches(kind, ground)]

@@ -62,6 +62,10 @@ class World(Protocol):
         """Further controls: measure's name -> value per pair."""
         ...
 
+    def by_place(self, ground: Ground[Any, Any]) -> Json:
+        """What whole layers hold, place by place, for the page; empty where it is shown otherwise."""
+        ...
+
     def shown(self, ground: Ground[Any, Any], entries: Sequence[Entry], tried: Tried) -> list[Section]:
         """What is exchanged and what comes of it, to be seen."""
         ...

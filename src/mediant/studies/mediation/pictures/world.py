@@ -120,6 +120,10 @@ class PictureWorld:
         """None beyond random units."""
         return {}
 
+    def by_place(self, ground: PictureGround) -> Json:  # noqa: ARG002 - as all worlds
+        """None: an outcome that is a picture is not right or wrong."""
+        return {}
+
     def shown(self, ground: PictureGround, entries: Sequence[Entry], tried: Tried) -> list[Section]:
         """Pictures, and what they become when the units found have the other picture's values."""
         pairs = ground.data.judged[:SHOWN]
