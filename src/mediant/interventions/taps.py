@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mediant.core.site import Site
 from mediant.subject import Subject
+from mediant.subject.families import Family
 from mediant.subject.families.two_streams import StreamPlace
 from mediant.subject.open_model import OpenModel
 
@@ -136,23 +137,28 @@ def tap(subject: Subject, site: Site) -> Tap:
     assert layer is not None  # noqa: S101 - `validate` refused layerless use
     if site.kind in ("resid_pre", "resid_post"):
         return Tap(subject.layers[layer + (site.kind == "resid_post")], "input")
-    attn, mlp = family.attn_of(model, layer), family.mlp_of(model, layer)
     if site.kind in ("q", "k", "v"):
-        return _projection(subject, site.kind, attn)
+        return _projection(subject, site.kind, family.attn_of(model, layer))
     if site.kind == "head_result":
         project = family.out_proj_of(model, layer)
         return Tap(project, "output", partner=project, derive=_head_result(subject, project, site.head), keeps_changes=True)
     if site.kind == "resid_mid":
         return Tap(family.attn_writer_of(model, layer), "output", partner=family.attn_norm_of(model, layer), derive=torch.add)
-    simple: dict[str, Tap] = {
-        "attn_in": Tap(attn, "input"),
-        "head_z": Tap(family.out_proj_of(model, layer), "input", heads=subject.shape.n_heads),
-        "attn_out": Tap(family.attn_writer_of(model, layer), "output"),
-        "mlp_in": Tap(mlp, "input"),
-        "mlp_post": Tap(mlp.get_submodule(family.mlp_down), "input"),
-        "mlp_out": Tap(family.mlp_writer_of(model, layer), "output"),
-    }
-    return simple[site.kind]
+    if site.kind == "head_z":
+        return Tap(family.out_proj_of(model, layer), "input", heads=subject.shape.n_heads)
+    if site.kind == "mlp_post":
+        return Tap(family.mlp_of(model, layer).get_submodule(family.mlp_down), "input")
+    find, side = _WHOLE[site.kind]
+    return Tap(find(family, model, layer), side)
+
+
+# Sites that are a sublayer's whole input or output.
+_WHOLE: dict[str, tuple[Callable[[Family, nn.Module, int], nn.Module], Literal["input", "output"]]] = {
+    "attn_in": (Family.attn_of, "input"),
+    "attn_out": (Family.attn_writer_of, "output"),
+    "mlp_in": (Family.mlp_of, "input"),
+    "mlp_out": (Family.mlp_writer_of, "output"),
+}
 
 
 def _projection(subject: Subject, kind: str, attn: nn.Module) -> Tap:
