@@ -59,7 +59,7 @@ class Captured(dict[Place, Activation]):
 class _Count:
     forwards: int = 0
     tokens: int = 0
-    change: list[Tensor] = field(default_factory=list)
+    sizes: list[Tensor] = field(default_factory=list)  # norms of what changed and of what was there, one pair per firing
     steps: set[int] = field(default_factory=set)
 
     def add(self, old: Tensor, change: Tensor, steps: frozenset[int]) -> None:
@@ -67,8 +67,7 @@ class _Count:
         self.tokens += old.shape[0]
         self.steps |= steps
         with torch.no_grad():
-            now, before = (torch.linalg.vector_norm(each.float()) for each in (change, old))
-            self.change.append(now / before.clamp(min=1e-12))
+            self.sizes.append(torch.stack([torch.linalg.vector_norm(each.float()) for each in (change, old)]))
 
 
 @dataclass
@@ -300,7 +299,10 @@ def _in_order(seen: list[tuple[Tensor, Tensor, Tensor, int]]) -> Activation:
 
 
 def _report(edit: Edit, count: _Count) -> Firing:
-    change = float(torch.stack([c.cpu() for c in count.change]).mean()) if count.change else 0.0
+    change = 0.0
+    if count.sizes:
+        changed, before = torch.stack([each.cpu() for each in count.sizes]).unbind(-1)
+        change = float((changed / before.clamp(min=1e-12)).mean())
     missed = tuple(sorted(set(edit.steps or ()) - count.steps))
     return Firing(edit.label, count.forwards, count.tokens, change, missed)
 
