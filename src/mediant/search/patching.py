@@ -6,8 +6,9 @@
 One site at a time is given the value it has on the source prompt, and the change of the metric is its natural
 indirect effect (Vig et al. 2020; Meng et al. 2022; Wang et al. 2022). *Noising* puts counterfactual values into the
 clean run and tests necessity; *denoising* the reverse and tests sufficiency. Each patch replays only the layers
-and columns it can change, sites that start at the same layer are folded into one batch, and positions before the
-first differing token, where both runs are equal, cost nothing: their effect is exactly 0.
+and columns it can change; sites that start at the same layer, and neighbouring positions where few tokens are left,
+are folded into one batch; and positions before the first differing token, where both runs are equal, cost nothing:
+their effect is exactly 0.
 """
 
 from collections.abc import Callable, Iterable, Sequence
