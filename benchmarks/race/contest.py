@@ -118,9 +118,10 @@ class Result:
 
     @property
     def fastest(self) -> Entry | None:
-        """The fastest peer that gives our result."""
-        equal = [entry for entry in self.entries if entry.status == "equal"]
-        return min(equal, key=lambda entry: entry.seconds or 0.0, default=None)
+        """The peer that is fastest beside us, round by round, of those that give our result."""
+        return min(
+            (entry for entry in self.entries if entry.ratio is not None), key=lambda entry: entry.ratio or 0.0, default=None
+        )
 
     @property
     def met(self) -> bool:

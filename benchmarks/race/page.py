@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.race.contest import TOLERANCE, Entry, Result
 from benchmarks.race.floor import Machine
 from benchmarks.race.picture import picture
+from benchmarks.race.reasons import REASONS
 from benchmarks.race.rows import ROWS
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +22,8 @@ LEAD = """# The race
 
 Mediant against the newest [TransformerLens](https://github.com/TransformerLensOrg/TransformerLens),
 [nnsight](https://github.com/ndif-team/nnsight) and [pyvene](https://github.com/stanfordnlp/pyvene): one model, the same inputs,
-equal results. This page is written by one command, which makes an environment of its own and takes about ten minutes:
+equal results. This page is written by one command, which makes an environment of its own and, once that is there, takes about
+ten minutes:
 
     make race
 
@@ -106,7 +108,7 @@ def _summary(rows: list[dict[str, Any]]) -> str:
     ]
     for i, row in enumerate(rows, start=1):
         equal = [peer for peer in row["peers"] if peer["status"] == "equal"]
-        best = min(equal, key=lambda peer: float(peer["seconds"]), default=None)
+        best = min(equal, key=lambda peer: float(peer["over_ours"]), default=None)
         bare = row["bare"]
         cells = [
             f"{i}. {row['title']}", f"**{_seconds(row['ours_s'])}**", _seconds(bare["seconds"]) if bare else "",
@@ -138,11 +140,11 @@ def _section(number: int, row: dict[str, Any]) -> str:
             lines.append(f"| {entry['name']} | {entry['status']} | | {entry['reason'] or _deviation(entry)} |")
         else:
             lines.append(f"| {entry['name']} | {_seconds(entry['seconds'])} | {entry['over_ours']:.2f} | {_deviation(entry)} |")
-    verdict = "met" if row["met"] else "missed"
+    verdict, reason = ("met", "") if row["met"] else ("missed", REASONS.get(row["row"], ""))
     rounds = f"{row['rounds']} round" + ("s" if row["rounds"] > 1 else "")
     lines += [
         "",
-        " ".join(part for part in (f"{rounds}. Target: {row['target']}; **{verdict}**.", row["note"], row["missed"]) if part),
+        " ".join(part for part in (f"{rounds}. Target: {row['target']}; **{verdict}**.", row["note"], reason) if part),
         "",
     ]
     return "\n".join(lines)
