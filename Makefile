@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test check format lint types clean
+.PHONY: install demo test race check format lint types clean
 
 install: $(STAMP)
 	@$(BIN)/mediant models fetch smollm2-135m
@@ -24,6 +24,19 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
+# The peers bring their own dependencies, so they get an environment of their own. None of them needs torchvision, whose
+# presence beside a CPU-only torch breaks imports.
+.venv-race/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-race
+	.venv-race/bin/python -m pip install --quiet "$(TORCH)"
+	echo "$(TORCH)" > .venv-race/constraints.txt
+	.venv-race/bin/python -m pip install --quiet --constraint .venv-race/constraints.txt --editable ".[bench]"
+	touch .venv-race/.installed
+
+race: .venv-race/.installed
+	@.venv-race/bin/mediant models fetch smollm2-135m
+	OMP_NUM_THREADS=1 .venv-race/bin/python -m benchmarks.race
+
 check: install lint types test
 
 lint:
@@ -38,4 +51,4 @@ format:
 	$(BIN)/ruff check --fix src tests benchmarks
 
 clean:
-	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-race runs .pytest_cache .mypy_cache .ruff_cache

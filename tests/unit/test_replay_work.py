@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from mediant.core.edge import AttentionEdge
 from mediant.core.errors import EditError
 from mediant.interventions import add, branch, edit, record, replay, run, scale, swap, zero
 from mediant.interventions.attention import attending, bias
-from mediant.search import Patcher
+from mediant.search import Patcher, patching
 from mediant.subject import Subject
 from mediant.tasks.encode import encode
 
@@ -78,7 +79,8 @@ def start_of(site: Site) -> int:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_sweep_over_layers_and_positions_does_exactly_the_layers_and_columns_it_must(family, attention):
+def test_a_sweep_over_layers_and_positions_does_exactly_the_layers_and_columns_it_must(family, attention, monkeypatch):
+    monkeypatch.setattr(patching, "PASS_TOKENS", 0)  # where reading the weights again costs nothing
     lm = subject(family, attention=attention)
     encoded = encode(lm, [differing_at(2, shift=s) for s in (0, 5, 9)])
     rows, columns, fork = 3, 16, 2
@@ -101,7 +103,8 @@ def test_a_sweep_over_layers_and_positions_does_exactly_the_layers_and_columns_i
     assert (np.abs(effects[read_later, fork]).max(1) > 1e-3).all()  # so the sweep was not skipped where it matters
 
 
-def test_a_whole_study_of_a_sweep_costs_under_half_a_forward_per_patch():
+def test_a_whole_study_of_a_sweep_costs_under_half_a_forward_per_patch(monkeypatch):
+    monkeypatch.setattr(patching, "PASS_TOKENS", 0)
     lm = subject()
     encoded = encode(lm, pairs())
     with counting(lm) as work:
@@ -111,6 +114,45 @@ def test_a_whole_study_of_a_sweep_costs_under_half_a_forward_per_patch():
     assert work.total / (4 * 14 * 3) < 0.5 * 9 * 14
     base, source = 4 * 14 * 3, 4 * (14 - 9) * 3
     assert base + source + sum(4 * (3 - start_of(s)) * (14 - p) for s in SWEEP for p in range(9, 14)) == work.total
+
+
+def test_neighbouring_columns_run_together_where_that_saves_more_passes_than_it_adds_tokens(monkeypatch):
+    lm = subject()
+    patcher = Patcher(lm, encode(lm, pairs()), capture=SWEEP)
+    seen, effects = [], []
+    for price in (0, patching.PASS_TOKENS):
+        monkeypatch.setattr(patching, "PASS_TOKENS", price)
+        with counting(lm) as work:
+            effects.append(patcher.grid(SWEEP, [Span.index(i) for i in range(14)]))
+        seen.append(work.total)
+    assert np.allclose(*effects, atol=1e-5)
+    starts = {start_of(s) for s in SWEEP} - {3}
+    passes = 5 * len(starts)  # five columns can differ
+    assert seen[0] < seen[1] <= seen[0] + passes * 3 * patching.PASS_TOKENS
+
+
+def test_folds_cost_least_of_all_ways_to_cut_the_columns():
+    def cost(folds: list[list[int]]) -> int:
+        found = 0
+        for fold in folds:
+            tokens = sum(sizes[c] for c in fold) * 2 * (10 - fold[0])
+            found += tokens + patching.PASS_TOKENS * -(-tokens // patching.FOLD_TOKENS)
+        return found
+
+    sizes = {1: 1, 2: 3, 4: 1, 6: 2, 7: 1, 8: 5, 9: 1}
+    columns = {c: [100 * c + i for i in range(size)] for c, size in sizes.items()}
+    folds = patching._folds(columns, 2, 10)
+    assert sorted(i for _, some in folds for i in some) == sorted(i for some in columns.values() for i in some)
+    cut = [sorted({i // 100 for i in some}) for _, some in folds]
+    assert [first for first, _ in folds] == [fold[0] for fold in cut]
+    places = sorted(sizes)
+    every = [
+        [places[a:b] for a, b in pairwise([0, *ends, len(places)])]
+        for n in range(len(places))
+        for ends in combinations(range(1, len(places)), n)
+    ]
+    assert cost(cut) == min(map(cost, every))
+    assert 1 < len(cut) < len(places)
 
 
 @pytest.mark.parametrize("where", [Span.index(0), Span.slice(0, 9), Span("IO")])

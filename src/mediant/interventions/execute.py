@@ -59,15 +59,15 @@ class Captured(dict[Place, Activation]):
 class _Count:
     forwards: int = 0
     tokens: int = 0
-    change: list[Tensor] = field(default_factory=list)
+    sizes: list[Tensor] = field(default_factory=list)  # norms of what changed and of what was there, one pair per firing
     steps: set[int] = field(default_factory=set)
 
-    def add(self, old: Tensor, new: Tensor, steps: frozenset[int]) -> None:
+    def add(self, old: Tensor, change: Tensor, steps: frozenset[int]) -> None:
         self.forwards += 1
         self.tokens += old.shape[0]
         self.steps |= steps
         with torch.no_grad():
-            self.change.append((new - old).float().norm() / old.float().norm().clamp(min=1e-12))
+            self.sizes.append(torch.stack([torch.linalg.vector_norm(each.float()) for each in (change, old)]))
 
 
 @dataclass
@@ -98,6 +98,9 @@ class Active:
         self._orders = [*(_Order(e.site, e.span, e) for e in edits), *(_Order(site, span) for site, span in capture)]
         self._lines = [_Line(tap, order) for order in self._orders for tap in taps(subject, order.site)]
         self._memory: dict[nn.Module, Tensor] = {}
+        # Targets of the forward in progress that do not depend on an edit, by span and stream; and the window they hold for.
+        self._shared: dict[tuple[Span, str], Targets] = {}
+        self._shared_for: tuple[object, ...] = ()
         self._handles: list[RemovableHandle] = []
 
     def captured(self) -> "Captured":
@@ -174,14 +177,18 @@ class Active:
             first, _ = self.subject.window.part(tap.stream)
             at = (targets.rows.to(raw.device), (targets.cols - first).to(raw.device))
             memory = self._memory.get(tap.partner) if tap.partner is not None else None
-            old = tap.gather(raw, at, order.site.head, memory) + self._changes(line, at)
+            old = tap.gather(raw, at, order.site.head, memory)
+            if tap.keeps_changes:
+                old = old + self._changes(line, at)
             if order.edit is None:
                 order.seen.append((old, targets.rows, targets.cols, self._call))
                 continue
             new = order.edit.apply(old, targets)
             raw = tap.scatter(raw, at, order.site.head, old, new, memory)
-            self._note_change(line, raw, at, new - old)
-            order.count.add(old, new, targets.steps)
+            change = new - old
+            if tap.keeps_changes:
+                self._note_change(line, raw, at, change)
+            order.count.add(old, change, targets.steps)
         return raw
 
     @property
@@ -192,8 +199,6 @@ class Active:
 
     def _changes(self, line: _Line, at: tuple[Tensor, Tensor]) -> Tensor | float:
         """What was written to this part of the output before, in this forward."""
-        if not line.tap.keeps_changes:
-            return 0.0
         written = self.subject.window.written.get(line.tap.module)
         if written is None:
             return 0.0
@@ -201,8 +206,6 @@ class Active:
         return found if line.order.site.head is None else found[:, line.order.site.head]
 
     def _note_change(self, line: _Line, raw: Tensor, at: tuple[Tensor, Tensor], change: Tensor) -> None:
-        if not line.tap.keeps_changes:
-            return
         n_heads = self.subject.shape.n_heads
         written = self.subject.window.written.setdefault(line.tap.module, raw.new_zeros(*raw.shape[:2], n_heads, raw.shape[2]))
         if line.order.site.head is None:
@@ -211,7 +214,21 @@ class Active:
             written[at[0], at[1], line.order.site.head] += change
 
     def _targets(self, line: _Line, raw: Tensor) -> Targets:
-        """The tokens of this forward that a line concerns."""
+        """The tokens of this forward that a line concerns; found once for all that name a span and no more."""
+        edit, window = line.order.edit, self.subject.window
+        own = edit is not None and (edit.places, edit.rows, edit.steps, edit.index, window.step) != (None,) * 5
+        if own:
+            return self._located(line, raw)
+        now = (window.batch, window.offset, window.width, window.step, window.n_text, raw.shape[0])
+        if not _same(now, self._shared_for):
+            self._shared, self._shared_for = {}, now
+        key = (line.order.span, line.tap.stream)
+        if key not in self._shared:
+            self._shared[key] = self._located(line, raw)
+        return self._shared[key]
+
+    def _located(self, line: _Line, raw: Tensor) -> Targets:
+        """The same, found anew."""
         window = self.subject.window
         batch = window.batch
         assert batch is not None  # noqa: S101 - noted by the base module's hook or by replay
@@ -260,8 +277,18 @@ class Active:
         return edit is None or edit.steps is None or step in edit.steps
 
 
+def _same(now: tuple[object, ...], before: tuple[object, ...]) -> bool:
+    """Whether a window is the one before: the batch itself, and equal numbers."""
+    return bool(before) and now[0] is before[0] and now[1:] == before[1:]
+
+
 def _in_order(seen: list[tuple[Tensor, Tensor, Tensor, int]]) -> Activation:
     """By call, row, then column. Without a cache every forward sees the earlier tokens again; each is kept once, as last seen."""
+    if len(seen) == 1 and not seen[0][3]:
+        values, rows, cols, _ = seen[0]
+        key = rows * (int(cols.max()) + 1) + cols
+        if bool((key[1:] > key[:-1]).all()):
+            return Activation(values, rows, cols)
     values, rows, cols = (torch.cat(parts) for parts in zip(*(each[:3] for each in seen), strict=True))
     calls = torch.cat([torch.full_like(each[1], each[3]) for each in seen])
     key = ((calls * (int(rows.max()) + 1) + rows) * (int(cols.max()) + 1) + cols).flip(0)
@@ -272,7 +299,10 @@ def _in_order(seen: list[tuple[Tensor, Tensor, Tensor, int]]) -> Activation:
 
 
 def _report(edit: Edit, count: _Count) -> Firing:
-    change = float(torch.stack([c.cpu() for c in count.change]).mean()) if count.change else 0.0
+    change = 0.0
+    if count.sizes:
+        changed, before = torch.stack([each.cpu() for each in count.sizes]).unbind(-1)
+        change = float((changed / before.clamp(min=1e-12)).mean())
     missed = tuple(sorted(set(edit.steps or ()) - count.steps))
     return Firing(edit.label, count.forwards, count.tokens, change, missed)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mediant.core.site import Site
 from mediant.subject import Subject
+from mediant.subject.families import Family
 from mediant.subject.families.two_streams import StreamPlace
 from mediant.subject.open_model import OpenModel
 
@@ -57,8 +58,8 @@ class Tap:
         """The site's values at some tokens, shape (n, d) or (n, head, d)."""
         if self.derive is not None:
             assert memory is not None  # noqa: S101 - the partner's hook runs before this module's
-            return self.derive(memory[at[0], at[1]], raw[at[0], at[1]])
-        found = raw[at[0], at[1]][..., slice(*(self.part or (None,)))]
+            return self.derive(_picked(memory, at), _picked(raw, at))
+        found = _picked(raw, at)[..., slice(*(self.part or (None,)))]
         if not self.heads:
             return found
         split = found.unflatten(-1, (self.heads, -1))
@@ -71,6 +72,11 @@ class Tap:
         self, raw: Float[Tensor, "batch pos width"], at: Where, head: int | None, old: Tensor, new: Tensor, memory: Tensor | None
     ) -> Tensor:
         """A copy of `raw` in which the site's values at some tokens are `new` instead of `old`."""
+        if not (self.keeps_changes or self.heads or self.part or memory is not None):
+            # The whole of what passes: most sites, and worth one operation instead of four.
+            flat = raw.flatten(0, 1).index_copy(0, _places(raw, at), new.to(raw.dtype))
+            whole: Tensor = flat.view(raw.shape)
+            return whole
         result = raw.clone()
         if self.keeps_changes:
             change = new - old
@@ -80,25 +86,32 @@ class Tap:
             # The model adds the residual back: the difference to it gives the new value, to the last bit where it is zero.
             result[at[0], at[1]] = torch.where(new == old, result[at[0], at[1]] + (new - old), new - memory[at[0], at[1]])
             return result
-        full = result[at[0], at[1]]
+        full = _picked(result, at)
         place = slice(*(self.part or (None,)))
         part = full[..., place]
         if self.slot is not None:
             thirds = part.unflatten(-1, (self.heads, 3, -1)).clone()
             thirds[:, slice(None) if head is None else head, self.slot] = new
             part = thirds.flatten(-3)
-        elif self.heads:
-            split = part.unflatten(-1, (self.heads, -1)).clone()
-            if head is None:
-                split = new
-            else:
-                split[:, head] = new
-            part = split.flatten(-2)
+        elif head is None:
+            part = new.flatten(-2) if self.heads else new
         else:
-            part = new
+            split = part.unflatten(-1, (self.heads, -1)).clone()
+            split[:, head] = new
+            part = split.flatten(-2)
         full[..., place] = part
         result[at[0], at[1]] = full
         return result
+
+
+def _picked(raw: Float[Tensor, "batch pos width"], at: Where) -> Float[Tensor, "n width"]:
+    """A copy of some tokens' values; four times as fast as two index tensors in brackets."""
+    return raw.flatten(0, 1).index_select(0, _places(raw, at))
+
+
+def _places(raw: Float[Tensor, "batch pos width"], at: Where) -> Int[Tensor, " n"]:
+    """Tokens counted through all rows."""
+    return at[0] * raw.shape[1] + at[1]
 
 
 def taps(model: OpenModel, site: Site) -> tuple[Tap, ...]:
@@ -136,23 +149,28 @@ def tap(subject: Subject, site: Site) -> Tap:
     assert layer is not None  # noqa: S101 - `validate` refused layerless use
     if site.kind in ("resid_pre", "resid_post"):
         return Tap(subject.layers[layer + (site.kind == "resid_post")], "input")
-    attn, mlp = family.attn_of(model, layer), family.mlp_of(model, layer)
     if site.kind in ("q", "k", "v"):
-        return _projection(subject, site.kind, attn)
+        return _projection(subject, site.kind, family.attn_of(model, layer))
     if site.kind == "head_result":
         project = family.out_proj_of(model, layer)
         return Tap(project, "output", partner=project, derive=_head_result(subject, project, site.head), keeps_changes=True)
     if site.kind == "resid_mid":
         return Tap(family.attn_writer_of(model, layer), "output", partner=family.attn_norm_of(model, layer), derive=torch.add)
-    simple: dict[str, Tap] = {
-        "attn_in": Tap(attn, "input"),
-        "head_z": Tap(family.out_proj_of(model, layer), "input", heads=subject.shape.n_heads),
-        "attn_out": Tap(family.attn_writer_of(model, layer), "output"),
-        "mlp_in": Tap(mlp, "input"),
-        "mlp_post": Tap(mlp.get_submodule(family.mlp_down), "input"),
-        "mlp_out": Tap(family.mlp_writer_of(model, layer), "output"),
-    }
-    return simple[site.kind]
+    if site.kind == "head_z":
+        return Tap(family.out_proj_of(model, layer), "input", heads=subject.shape.n_heads)
+    if site.kind == "mlp_post":
+        return Tap(family.mlp_of(model, layer).get_submodule(family.mlp_down), "input")
+    find, side = _WHOLE[site.kind]
+    return Tap(find(family, model, layer), side)
+
+
+# Sites that are a sublayer's whole input or output.
+_WHOLE: dict[str, tuple[Callable[[Family, nn.Module, int], nn.Module], Literal["input", "output"]]] = {
+    "attn_in": (Family.attn_of, "input"),
+    "attn_out": (Family.attn_writer_of, "output"),
+    "mlp_in": (Family.mlp_of, "input"),
+    "mlp_out": (Family.mlp_writer_of, "output"),
+}
 
 
 def _projection(subject: Subject, kind: str, attn: nn.Module) -> Tap:

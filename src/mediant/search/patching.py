@@ -6,8 +6,9 @@
 One site at a time is given the value it has on the source prompt, and the change of the metric is its natural
 indirect effect (Vig et al. 2020; Meng et al. 2022; Wang et al. 2022). *Noising* puts counterfactual values into the
 clean run and tests necessity; *denoising* the reverse and tests sufficiency. Each patch replays only the layers
-and columns it can change, sites that start at the same layer are folded into one batch, and positions before the
-first differing token, where both runs are equal, cost nothing: their effect is exactly 0.
+and columns it can change; sites that start at the same layer, and neighbouring positions where few tokens are left,
+are folded into one batch; and positions before the first differing token, where both runs are equal, cost nothing:
+their effect is exactly 0.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -34,6 +35,8 @@ from mediant.subject import Subject
 from mediant.tasks.encode import Direction, PairBatch, encode
 
 FOLD_TOKENS = 768
+# What a forward costs beyond its tokens, in tokens: weights are read once, however few tokens there are.
+PASS_TOKENS = 16
 
 
 class Patcher:
@@ -123,12 +126,13 @@ class Patcher:
         places = [self.subject.validate(site) for site in sites]
         self.capture(places)
         order = sorted(range(len(places)), key=lambda i: _start(places[i]))
-        for j, span in enumerate(spans):
-            for _, same in groupby(order, key=lambda i: _start(places[i])):
-                chosen = list(same)
-                result[chosen, j] = self.each([self.variant(places[i], span) for i in chosen])
-                if tick is not None:
-                    tick(len(chosen))
+        for _, same in groupby(order, key=lambda i: _start(places[i])):
+            cells = [(i, j) for i in same for j in range(len(spans))]
+            found = self.each([self.variant(places[i], spans[j]) for i, j in cells])
+            for (i, j), values in zip(cells, found, strict=True):
+                result[i, j] = values
+            if tick is not None:
+                tick(len(cells))
         return result
 
     def variant(self, site: Site, span: Span | str) -> "Variant":
@@ -138,24 +142,54 @@ class Patcher:
     def each(self, variants: "Sequence[Variant]") -> Array:
         """Effect of each variant on its own, several folded into one forward: shape (variant, pair)."""
         n = self.pairs.base.n_rows
-        live = [i for i, make in enumerate(variants) if not make(0).empty]
         result = np.zeros((len(variants), len(self.pairs.pairs)))
-        if not live:
-            return result
-        column = min(int(places[1].min()) for i in live if (places := variants[i](0).places))
-        size = max(1, FOLD_TOKENS // (n * (self.pairs.base.n_cols - column)))
-        for start in range(0, len(live), size):
-            chunk = live[start : start + size]
-            with torch.no_grad():
-                out = replay(self.base, [variants[i](c) for c, i in enumerate(chunk)], times=len(chunk), keep=self.pairs.keep)
-            for i, logits in zip(chunk, out.logits.split(n), strict=True):
-                result[i] = self.measured(Outcome(self.pairs, logits)) - self.before
+        columns: dict[int, list[int]] = {}
+        for i, make in enumerate(variants):
+            first = make(0)
+            if not first.empty:
+                places = first.places
+                assert places is not None  # noqa: S101 - swaps are made at places
+                columns.setdefault(int(places[1].min()), []).append(i)
+        for column, some in _folds(columns, n, self.pairs.base.n_cols):
+            size = max(1, FOLD_TOKENS // (n * (self.pairs.base.n_cols - column)))
+            for start in range(0, len(some), size):
+                chunk = some[start : start + size]
+                edits = [variants[i](c) for c, i in enumerate(chunk)]
+                with torch.no_grad():
+                    out = replay(self.base, edits, times=len(chunk), keep=self.pairs.keep)
+                for i, logits in zip(chunk, out.logits.split(n), strict=True):
+                    result[i] = self.measured(Outcome(self.pairs, logits)) - self.before
         return result
 
     def measured(self, outcome: Outcome) -> Array:
         """The metric of an outcome, one value per pair."""
         values: Tensor = self.metric(outcome)
         return np.asarray(values.double().cpu().numpy())
+
+
+def _folds(columns: dict[int, list[int]], rows: int, n_cols: int) -> list[tuple[int, list[int]]]:
+    """Which variants run together, with the first column they need: those of neighbouring columns, where reading the weights once
+    more would cost more than computing columns that some of them do not need.
+
+    Args:
+        columns: variants by the first column they change.
+    """
+    firsts = sorted(columns)
+    # best[b]: least cost of the first b columns, and where their last fold begins.
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for b in range(1, len(firsts) + 1):
+        options, count = list[tuple[float, int]](), 0
+        for a in range(b - 1, -1, -1):
+            count += len(columns[firsts[a]])
+            tokens = count * rows * (n_cols - firsts[a])
+            options.append((best[a][0] + tokens + PASS_TOKENS * -(-tokens // FOLD_TOKENS), a))
+        best.append(min(options))
+    found, b = list[tuple[int, list[int]]](), len(firsts)
+    while b:
+        a = best[b][1]
+        found.append((firsts[a], [i for first in firsts[a:b] for i in columns[first]]))
+        b = a
+    return found[::-1]
 
 
 Variant = Callable[[int], Edit]

@@ -114,7 +114,8 @@ class Subject(OpenModel):
             keep: of shape (batch, pos, d_model), only the last so many positions.
         """
         normed = self.family.final_norm_of(self.model)(hidden)
-        logits: Tensor = self.family.unembed_of(self.model)(normed if keep is None else normed[:, -keep:])
+        # Contiguous, or torch multiplies row by row and reads the matrix for each.
+        logits: Tensor = self.family.unembed_of(self.model)(normed if keep is None else normed[:, -keep:].contiguous())
         cap = getattr(self.text_config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

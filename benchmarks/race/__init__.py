@@ -1,0 +1,4 @@
+"""The race: Mediant against TransformerLens, nnsight and pyvene, on one model, one machine and equal results.
+
+make race
+"""
