@@ -40,19 +40,19 @@ def counted(monkeypatch, name: str) -> list[dict]:
     return calls
 
 
-def test_heads_of_a_layer_are_folded_into_one_replay_and_no_forward_exceeds_the_limit(monkeypatch):
+def test_heads_of_all_layers_join_one_replay_and_no_forward_exceeds_the_limit(monkeypatch):
     calls = counted(monkeypatch, "replay")
     lm = subject()
     patcher = Patcher(lm, encode(lm, pairs()))
     patcher.grid(lm.heads(), [Span("last")])
-    assert [call["times"] for call in calls] == [4, 4, 4]
+    assert [call["starts"] for call in calls] == [[0] * 4 + [1] * 4 + [2] * 4]
     calls.clear()
     monkeypatch.setattr(patching, "FOLD_TOKENS", 3 * 4 * 5)  # three copies of four rows from column 9 to 14
     patcher.grid([Site("head_z", 1, h) for h in range(4)], [EVERY])
     assert [call["times"] for call in calls] == [3, 1]
 
 
-def test_sites_are_replayed_from_the_layer_they_first_change_whatever_their_order(monkeypatch):
+def test_sites_join_at_the_layer_they_first_change_whatever_their_order(monkeypatch):
     lm = subject()
     patcher, calls = Patcher(lm, encode(lm, pairs())), counted(monkeypatch, "replay")
     names = [
@@ -71,7 +71,7 @@ def test_sites_are_replayed_from_the_layer_they_first_change_whatever_their_orde
     captured = lm.work.token_layers
     patcher.grid([Site.parse(name) for name in names], [Span("last")])
     # Two sites change layer 0, three layer 1 (what leaves layer 0 is one of them), two layer 2, two only what follows.
-    assert [call["times"] for call in calls] == [2, 3, 2, 1, 1]
+    assert [call["starts"] for call in calls] == [[0, 0, 1, 1, 1, 2, 2, 3, 3]]
     assert lm.work.token_layers - captured == 4 * 1 * (2 * 3 + 3 * 2 + 2 * 1)
     assert captured - before == 4 * 5 * 3
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -15,8 +15,9 @@ from mediant.core.edge import AttentionEdge
 from mediant.core.errors import EditError
 from mediant.interventions import add, branch, edit, record, replay, run, scale, swap, zero
 from mediant.interventions.attention import attending, bias
+from mediant.interventions.edits import Edit
 from mediant.search import Patcher, patching
-from mediant.subject import Subject
+from mediant.subject import Batch, Subject
 from mediant.tasks.encode import encode
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
@@ -120,39 +121,69 @@ def test_neighbouring_columns_run_together_where_that_saves_more_passes_than_it_
     lm = subject()
     patcher = Patcher(lm, encode(lm, pairs()), capture=SWEEP)
     seen, effects = [], []
-    for price in (0, patching.PASS_TOKENS):
+    for price in (0, 100):
         monkeypatch.setattr(patching, "PASS_TOKENS", price)
         with counting(lm) as work:
             effects.append(patcher.grid(SWEEP, [Span.index(i) for i in range(14)]))
         seen.append(work.total)
     assert np.allclose(*effects, atol=1e-5)
-    starts = {start_of(s) for s in SWEEP} - {3}
-    passes = 5 * len(starts)  # five columns can differ
-    assert seen[0] < seen[1] <= seen[0] + passes * 3 * patching.PASS_TOKENS
+    # Five columns can differ, and three layers are passed at most.
+    assert seen[0] < seen[1] <= seen[0] + 5 * 3 * 100
 
 
-def test_folds_cost_least_of_all_ways_to_cut_the_columns():
-    def cost(folds: list[list[int]]) -> int:
+def test_folds_cost_least_of_all_ways_to_cut_the_columns(monkeypatch):
+    monkeypatch.setattr(patching, "FOLD_TOKENS", 100)
+    rows, n_cols, n_layers = 2, 10, 4
+    many = {1: 1, 2: 3, 4: 1, 6: 2, 7: 1, 8: 5, 9: 1}
+    cells = [patching._Cell(c, (3 * c + i) % n_layers, 100 * c + i) for c, size in many.items() for i in range(size)]
+
+    def cost(folds: list[list[patching._Cell]]) -> int:
         found = 0
         for fold in folds:
-            tokens = sum(sizes[c] for c in fold) * 2 * (10 - fold[0])
-            found += tokens + patching.PASS_TOKENS * -(-tokens // patching.FOLD_TOKENS)
+            width = n_cols - min(cell.column for cell in fold)
+            found += sum(rows * width * (n_layers - cell.start) for cell in fold)
+            found += patching.PASS_TOKENS * (n_layers - min(cell.start for cell in fold))
         return found
 
-    sizes = {1: 1, 2: 3, 4: 1, 6: 2, 7: 1, 8: 5, 9: 1}
-    columns = {c: [100 * c + i for i in range(size)] for c, size in sizes.items()}
-    folds = patching._folds(columns, 2, 10)
-    assert sorted(i for _, some in folds for i in some) == sorted(i for some in columns.values() for i in some)
-    cut = [sorted({i // 100 for i in some}) for _, some in folds]
-    assert [first for first, _ in folds] == [fold[0] for fold in cut]
-    places = sorted(sizes)
-    every = [
-        [places[a:b] for a, b in pairwise([0, *ends, len(places)])]
-        for n in range(len(places))
-        for ends in combinations(range(1, len(places)), n)
-    ]
-    assert cost(cut) == min(map(cost, every))
-    assert 1 < len(cut) < len(places)
+    folds = patching._folds(cells, rows, n_cols, n_layers)
+    assert sorted(cell.variant for fold in folds for cell in fold) == sorted(cell.variant for cell in cells)
+    for fold in folds:
+        assert [cell.start for cell in fold] == sorted(cell.start for cell in fold)
+        assert len(fold) * rows * (n_cols - min(cell.column for cell in fold)) <= patching.FOLD_TOKENS
+    places = sorted(many)
+    every = []
+    for n in range(len(places)):
+        for ends in combinations(range(1, len(places)), n):
+            cut = []
+            for a, b in pairwise([0, *ends, len(places)]):
+                some = sorted((c for c in cells if c.column in places[a:b]), key=lambda c: (c.start, c.column, c.variant))
+                size = patching.FOLD_TOKENS // (rows * (n_cols - places[a]))
+                cut += [some[i : i + size] for i in range(0, len(some), size)]
+            every.append(cost(cut))
+    assert cost(folds) <= min(every)
+    assert 1 < len(folds) < len(cells)
+
+
+def test_copies_that_join_on_the_way_up_are_as_if_each_ran_alone():
+    lm = subject()
+    base = encode(lm, pairs()).base
+    recording, zeroed = record(lm, base), [zero(f"mlp_out.{layer}", "last") for layer in (0, 1, 2)]
+    alone = [replay(recording, one).logits for one in zeroed]
+    moved = [_copy(one, base, copy) for copy, one in enumerate(zeroed)]
+    together = replay(recording, moved, times=3, starts=[0, 1, 2])
+    for one, logits in zip(alone, together.logits.split(base.n_rows), strict=True):
+        assert torch.allclose(one, logits, atol=1e-5)
+    assert [firing.forwards for firing in together.firings] == [1, 1, 1]
+    for starts in ([0, 2, 1], [0, 1]):
+        with pytest.raises(EditError, match="3 rising start layers"):
+            replay(recording, moved, times=3, starts=starts)
+    with pytest.raises(EditError, match="captures only where copies start together"):
+        replay(recording, moved, times=3, starts=[0, 1, 2], capture=[("resid_post.2", "last")])
+
+
+def _copy(edit: Edit, base: Batch, copy: int) -> Edit:
+    rows, cols = base.locate(edit.span)
+    return replace(edit, places=(rows + copy * base.n_rows, cols))
 
 
 @pytest.mark.parametrize("where", [Span.index(0), Span.slice(0, 9), Span("IO")])

@@ -232,9 +232,10 @@ class Active:
         window = self.subject.window
         batch = window.batch
         assert batch is not None  # noqa: S101 - noted by the base module's hook or by replay
-        if raw.shape[0] != batch.n_rows:
+        n_rows = batch.n_rows if window.joined is None else window.joined
+        if raw.shape[0] != n_rows:
             raise EditError(
-                f"a forward ran on {raw.shape[0]} rows, the declared batch has {batch.n_rows}; beams and several return "
+                f"a forward ran on {raw.shape[0]} rows, the declared batch has {n_rows}; beams and several return "
                 "sequences are not supported under edits"
             )
         edit = line.order.edit
@@ -263,7 +264,7 @@ class Active:
             rows, cols = torch.cat([rows, extra[:, 0]]), torch.cat([cols, extra[:, 1]])
             total = len(rows)
         first, width = window.part(line.tap.stream)
-        inside = (cols >= first) & (cols < first + width)
+        inside = (cols >= first) & (cols < first + width) & (rows < n_rows)
         rows, cols = rows[inside], cols[inside]
         positions = cols - torch.tensor(batch.start, device=cols.device)[rows]
         prompts = rows % (batch.n_rows // batch.copies)

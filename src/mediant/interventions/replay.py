@@ -128,6 +128,7 @@ def replay(
     edits: Edit | Sequence[Edit],
     *,
     times: int = 1,
+    starts: Sequence[int] = (),
     capture: Sequence[tuple[Site | str, Span | str]] = (),
     keep: int = 1,
 ) -> Output:
@@ -136,6 +137,8 @@ def replay(
     Args:
         times: fold this many copies of the batch into one; copy `i` has rows `i * B` to `(i + 1) * B`, which
             edits address by `rows`.
+        starts: per copy, the layer at which it joins the batch, never falling; default: all at the first that an edit or capture
+            concerns. An edit of a copy concerns no earlier layer.
         keep: for how many of the last columns logits are computed.
     """
     recording.require_same_contexts()
@@ -146,12 +149,15 @@ def replay(
     layer = min(
         (_first_layer(subject, site) for site in [e.site for e in live] + [s for s, _ in places]), default=subject.shape.n_layers
     )
+    starts = list(starts) or [layer] * times
+    if len(starts) != times or starts != sorted(starts) or (places and starts[0] != starts[-1]):
+        raise EditError(f"expected {times} rising start layers, and captures only where copies start together; got {starts}")
     column = _first_column(batch, live, places, keep)
     before, subject.window = subject.window, Window(batch, column, batch.n_cols - column, declared=True)
     try:
         with edit(subject, *live, capture=places) as active:
             active.forwards += 1
-            hidden = _run_layers(recording, layer, column, times)
+            hidden = _run_layers(recording, column, starts)
             logits = subject.unembed(hidden, keep=keep)
     finally:
         subject.window = before
@@ -173,7 +179,7 @@ def branch(
     if batch.inputs:
         whole = run(subject, batch, capture=places, keep=keep)
         return Output(whole.logits, Captured({place: found.since(column) for place, found in whole.captured.items()}), [])
-    cache = _cropped(recording, 0, column, 1)
+    cache = _cropped(recording, column, [1] * subject.shape.n_layers)
     with subject.reading(batch), edit(subject, capture=places) as active:
         logits = subject.model(
             input_ids=batch.ids[:, column:], attention_mask=batch.mask.long(), position_ids=batch.position_ids[:, column:],
@@ -183,25 +189,37 @@ def branch(
     return Output(logits, active.captured(), active.firings())
 
 
-def _run_layers(recording: Recording, first: int, column: int, times: int) -> Tensor:
-    subject = recording.subject
-    n_layers, width = subject.shape.n_layers, recording.batch.n_cols - column
-    hidden = recording.input_of(first, column, times)
-    if first == n_layers:
-        return hidden
-    n_rows = hidden.shape[0]
-    cache = _cropped(recording, first, column, times)
-    mask = _suffix_mask(recording, column, times)
+def _run_layers(recording: Recording, column: int, starts: Sequence[int]) -> Tensor:
+    subject, width = recording.subject, recording.batch.n_cols - column
+    n_layers = subject.shape.n_layers
+    copies = [sum(start <= layer for start in starts) for layer in range(n_layers + 1)]
+    cache = _cropped(recording, column, copies)
+    first = min(starts[0], n_layers)
+    hidden = recording.input_of(first, column, copies[first])
+    masks: dict[int, Tensor] = {}
     for layer in range(first, n_layers):
+        times = copies[layer]
+        hidden = _joined(recording, hidden, layer, column, times)
+        subject.window.joined = hidden.shape[0]
+        if times not in masks:
+            masks[times] = _suffix_mask(recording, column, times)
         call = _suffix_call(recording.calls[layer], recording.batch.n_rows, column, times)
         device = recording.hidden[layer].device
-        call |= {"attention_mask": mask.to(device), cache_name(subject.layers[layer]): cache}
+        call |= {"attention_mask": masks[times].to(device), cache_name(subject.layers[layer]): cache}
         hidden = subject.layers[layer](hidden.to(device), **call)
         added = recording.between[layer]
         if added is not None:
             hidden = hidden + added[:, column:].repeat(times, 1, 1).to(hidden.device)
-    subject.work.add(n_rows * width * (n_layers - first), hidden)
+    hidden = _joined(recording, hidden, n_layers, column, len(starts))
+    subject.window.joined = hidden.shape[0]
+    subject.work.add(recording.batch.n_rows * width * sum(copies[first:n_layers]), hidden)
     return hidden
+
+
+def _joined(recording: Recording, hidden: Tensor, layer: int, column: int, times: int) -> Tensor:
+    """With the copies that begin at this layer behind those that are on their way."""
+    new = times - hidden.shape[0] // recording.batch.n_rows
+    return torch.cat([hidden, recording.input_of(layer, column, new).to(hidden.device)]) if new else hidden
 
 
 def _suffix_call(call: dict[str, Any], rows: int, column: int, times: int) -> dict[str, Any]:
@@ -233,15 +251,14 @@ def suffix_keep(mask: Bool[Tensor, "batch pos"], column: int) -> Bool[Tensor, "b
     return ((places <= query) & mask[:, None, :]) | (places == query)
 
 
-def _cropped(recording: Recording, first: int, column: int, times: int) -> Any:
+def _cropped(recording: Recording, column: int, copies: Sequence[int]) -> Any:
+    """The cache before a column, for each layer as often as it has copies."""
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    for layer in range(recording.subject.shape.n_layers):
-        keys, values = recording.keys[layer][:, :, :column], recording.values[layer][:, :, :column]
-        if layer >= first:
-            keys, values = keys.repeat(times, 1, 1, 1), values.repeat(times, 1, 1, 1)
-        cache.update(keys, values, layer)
+    for layer, (keys, values) in enumerate(zip(recording.keys, recording.values, strict=True)):
+        times = max(1, copies[layer])
+        cache.update(*(each[:, :, :column].repeat(times, 1, 1, 1) for each in (keys, values)), layer)
     return cache
 
 

@@ -13,7 +13,7 @@ their effect is exactly 0.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -125,40 +125,40 @@ class Patcher:
         result = np.zeros((len(sites), len(spans), len(self.pairs.pairs)))
         places = [self.subject.validate(site) for site in sites]
         self.capture(places)
-        order = sorted(range(len(places)), key=lambda i: _start(places[i]))
-        for _, same in groupby(order, key=lambda i: _start(places[i])):
-            cells = [(i, j) for i in same for j in range(len(spans))]
-            found = self.each([self.variant(places[i], spans[j]) for i, j in cells])
-            for (i, j), values in zip(cells, found, strict=True):
-                result[i, j] = values
-            if tick is not None:
-                tick(len(cells))
+        cells = [(i, j) for i in range(len(places)) for j in range(len(spans))]
+        found = self.each([self.variant(places[i], spans[j]) for i, j in cells], tick=tick)
+        for (i, j), values in zip(cells, found, strict=True):
+            result[i, j] = values
         return result
 
     def variant(self, site: Site, span: Span | str) -> "Variant":
         """One intervention on a copy of the base that is yet to be numbered."""
         return lambda copy: self.swap(site, span, copy=copy)
 
-    def each(self, variants: "Sequence[Variant]") -> Array:
-        """Effect of each variant on its own, several folded into one forward: shape (variant, pair)."""
-        n = self.pairs.base.n_rows
-        result = np.zeros((len(variants), len(self.pairs.pairs)))
-        columns: dict[int, list[int]] = {}
+    def each(self, variants: "Sequence[Variant]", *, tick: Callable[[int], None] | None = None) -> Array:
+        """Effect of each variant on its own, several folded into one forward: shape (variant, pair).
+
+        Args:
+            tick: called with how many more are done.
+        """
+        n, tell = self.pairs.base.n_rows, tick or (lambda _: None)
+        result, cells = np.zeros((len(variants), len(self.pairs.pairs))), list[_Cell]()
         for i, make in enumerate(variants):
             first = make(0)
             if not first.empty:
-                places = first.places
-                assert places is not None  # noqa: S101 - swaps are made at places
-                columns.setdefault(int(places[1].min()), []).append(i)
-        for column, some in _folds(columns, n, self.pairs.base.n_cols):
-            size = max(1, FOLD_TOKENS // (n * (self.pairs.base.n_cols - column)))
-            for start in range(0, len(some), size):
-                chunk = some[start : start + size]
-                edits = [variants[i](c) for c, i in enumerate(chunk)]
-                with torch.no_grad():
-                    out = replay(self.base, edits, times=len(chunk), keep=self.pairs.keep)
-                for i, logits in zip(chunk, out.logits.split(n), strict=True):
-                    result[i] = self.measured(Outcome(self.pairs, logits)) - self.before
+                assert first.places is not None  # noqa: S101 - swaps are made at places
+                start = min(_start(first.site), self.subject.shape.n_layers)
+                cells.append(_Cell(int(first.places[1].min()), start, i))
+        if len(cells) < len(variants):
+            tell(len(variants) - len(cells))
+        for some in _folds(cells, n, self.pairs.base.n_cols, self.subject.shape.n_layers):
+            edits = [variants[cell.variant](copy) for copy, cell in enumerate(some)]
+            with torch.no_grad():
+                starts = [cell.start for cell in some]
+                out = replay(self.base, edits, times=len(some), starts=starts, keep=self.pairs.keep)
+            for cell, logits in zip(some, out.logits.split(n), strict=True):
+                result[cell.variant] = self.measured(Outcome(self.pairs, logits)) - self.before
+            tell(len(some))
         return result
 
     def measured(self, outcome: Outcome) -> Array:
@@ -167,29 +167,38 @@ class Patcher:
         return np.asarray(values.double().cpu().numpy())
 
 
-def _folds(columns: dict[int, list[int]], rows: int, n_cols: int) -> list[tuple[int, list[int]]]:
-    """Which variants run together, with the first column they need: those of neighbouring columns, where reading the weights once
-    more would cost more than computing columns that some of them do not need.
+class _Cell(NamedTuple):
+    """A variant, and the first column and layer it needs."""
 
-    Args:
-        columns: variants by the first column they change.
+    column: int
+    start: int
+    variant: int
+
+
+def _folds(cells: Sequence[_Cell], rows: int, n_cols: int, n_layers: int) -> list[list[_Cell]]:
+    """Which variants run together: those of neighbouring columns, where reading the weights once more would cost more than
+    computing columns that some of them do not need. Within a fold, variants of later layers join the others on their way up.
     """
-    firsts = sorted(columns)
+    firsts = sorted({cell.column for cell in cells})
+    by_start = sorted(cells, key=lambda cell: (cell.start, cell.column, cell.variant))
+
+    def cut(a: int, b: int) -> list[list[_Cell]]:
+        some = [cell for cell in by_start if firsts[a] <= cell.column < (firsts[b] if b < len(firsts) else n_cols)]
+        size = max(1, FOLD_TOKENS // (rows * (n_cols - firsts[a])))
+        return [some[i : i + size] for i in range(0, len(some), size)]
+
+    def cost(folds: list[list[_Cell]], column: int) -> int:
+        tokens = sum(n_layers - cell.start for fold in folds for cell in fold) * rows * (n_cols - column)
+        return tokens + PASS_TOKENS * sum(n_layers - fold[0].start for fold in folds)
+
     # best[b]: least cost of the first b columns, and where their last fold begins.
-    best: list[tuple[float, int]] = [(0.0, 0)]
+    best: list[tuple[int, int]] = [(0, 0)]
     for b in range(1, len(firsts) + 1):
-        options, count = list[tuple[float, int]](), 0
-        for a in range(b - 1, -1, -1):
-            count += len(columns[firsts[a]])
-            tokens = count * rows * (n_cols - firsts[a])
-            options.append((best[a][0] + tokens + PASS_TOKENS * -(-tokens // FOLD_TOKENS), a))
-        best.append(min(options))
-    found, b = list[tuple[int, list[int]]](), len(firsts)
+        best.append(min((best[a][0] + cost(cut(a, b), firsts[a]), a) for a in range(b)))
+    found, b = list[list[_Cell]](), len(firsts)
     while b:
-        a = best[b][1]
-        found.append((firsts[a], [i for first in firsts[a:b] for i in columns[first]]))
-        b = a
-    return found[::-1]
+        found, b = cut(best[b][1], b) + found, best[b][1]
+    return found
 
 
 Variant = Callable[[int], Edit]

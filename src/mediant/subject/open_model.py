@@ -40,7 +40,8 @@ class Window:
     `declared` says that a caller named the batch; otherwise each forward that begins at column 0
     makes its own. `written` holds what edits added to single heads' contributions in this forward: module -> (row, column,
     head, d_model). Where a model makes a picture in steps, `step` counts them from 0, and `guidance` is 0 for the pass with the
-    instruction and 1 for the one without; `n_text` columns come from text, the others from images.
+    instruction and 1 for the one without; `n_text` columns come from text, the others from images. `joined` counts the batch's
+    first rows that are on their way, where the others begin at a later layer.
     """
 
     batch: Batch | None = None
@@ -51,6 +52,7 @@ class Window:
     step: int | None = None
     guidance: int = 0
     n_text: int = 0
+    joined: int | None = None
 
     def part(self, stream: str) -> tuple[int, int]:
         """First column and number of columns of a stream: `text`, `image`, or all that the forward covers."""
