@@ -4,7 +4,10 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test check format lint types clean
+SIZE ?= 400
+SEED ?= 1
+
+.PHONY: install demo test check format lint types mutants clean
 
 install: $(STAMP)
 	@$(BIN)/mediant models fetch smollm2-135m
@@ -32,6 +35,11 @@ lint:
 
 types:
 	$(BIN)/mypy
+
+# Hours, and it resumes: MUTANTS="--again" tries survivors again, MUTANTS="--rooms core measures" takes two rooms only.
+mutants: install
+	@$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable ".[dev,mutation]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants --size $(SIZE) --seed $(SEED) $(MUTANTS)
 
 format:
 	$(BIN)/ruff format src tests benchmarks
