@@ -10,7 +10,6 @@ from typing import Any
 
 from benchmarks.mutants.tree import ROOMS
 
-AT_LEAST = 5
 # One edge moved, or the sense turned round: a fault that a type error would give away at once tests nothing.
 BINARY = {
     "Add": ("Sub",), "Sub": ("Add",), "Mul": ("Div",), "Div": ("Mul",), "FloorDiv": ("Mul",), "Mod": ("Mul",), "Pow": ("Mul",),
@@ -25,6 +24,7 @@ PLAIN = (
     "AddNot", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd", "ReplaceBreakWithContinue",
     "ReplaceContinueWithBreak", "ExceptionReplacer", "NumberReplacer", "RemoveDecorator", "ZeroIterationForLoop",
 )  # fmt: skip
+AT_LEAST = 5
 FOR_TYPES_ONLY = {"overload", "override", "final", "runtime_checkable"}
 
 Span = tuple[tuple[int, int], tuple[int, int]]
@@ -32,7 +32,7 @@ Span = tuple[tuple[int, int], tuple[int, int]]
 
 @dataclass(frozen=True)
 class Fault:
-    """One mutant: where it is, the operator's occurrence in the file, and the lines of the statement it sits in."""
+    """One mutant: where it is, the operator's occurrence in the file, and the lines whose tests can notice it."""
 
     key: str
     file: str
@@ -40,7 +40,7 @@ class Fault:
     column: int
     operator: str
     occurrence: int
-    statement: tuple[int, int]
+    lines: frozenset[int]
 
 
 def operators() -> list[str]:
@@ -88,15 +88,31 @@ def operations(module: ast.Module) -> list[Span]:
     return [(span(node.left)[1], span(node.right)[0]) for node in nodes]
 
 
-def statements(module: ast.Module) -> list[tuple[int, int]]:
-    """Lines of each statement, of compound ones only the head."""
+def statements(module: ast.Module) -> list[tuple[int, int, int]]:
+    """First line of each statement, last line of its head, and last line."""
     lines = []
     for node in ast.walk(module):
         if isinstance(node, ast.stmt):
             body = getattr(node, "body", None)
             head = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-            lines.append((head, max(node.lineno, body[0].lineno - 1) if body else node.end_lineno or node.lineno))
+            last = node.end_lineno or node.lineno
+            lines.append((head, max(node.lineno, body[0].lineno - 1) if body else last, last))
     return lines
+
+
+def in_functions(module: ast.Module) -> frozenset[int]:
+    """Lines in the bodies of functions: all others run on import, whichever test happens to be the first to import them."""
+    bodies = [node.body for node in ast.walk(module) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return frozenset(n for body in bodies for one in body for n in range(one.lineno, (one.end_lineno or one.lineno) + 1))
+
+
+def noticed_at(place: tuple[int, int], heads: list[tuple[int, int, int]], inner: frozenset[int]) -> frozenset[int]:
+    """The lines whose tests can notice a fault: its statement's, or what functions a class, a decorator or else a file has."""
+    line = place[0]
+    first, last, end = min((h for h in heads if h[0] <= line <= h[1]), key=lambda h: h[1] - h[0], default=(line, line, line))
+    if line in inner:
+        return frozenset(range(first, last + 1))
+    return inner.intersection(range(first, end + 1)) or inner
 
 
 def within(position: tuple[int, int], parts: Iterable[Span]) -> bool:
@@ -139,7 +155,7 @@ def faults(root: Path, file: str) -> list[Fault]:
     """Every mutant of a file that none of the skipped parts holds. A key outlives changes elsewhere in the file."""
     source = (root / file).read_text(encoding="utf-8")
     module, lines = ast.parse(source), source.splitlines()
-    no_go, signs, heads = skipped(module), operations(module), statements(module)
+    no_go, signs, heads, inner = skipped(module), operations(module), statements(module), in_functions(module)
     made, seen = [], defaultdict[str, int](int)
     for operator, occurrence, place in places(source):
         if within(place, no_go) or (operator.startswith("ReplaceBinary") and not within(place, signs)):
@@ -147,8 +163,7 @@ def faults(root: Path, file: str) -> list[Fault]:
         text = f"{file}|{operator}|{lines[place[0] - 1].strip()}"
         seen[text] += 1
         key = hashlib.sha256(f"{text}|{seen[text]}".encode()).hexdigest()[:10]
-        around = min((h for h in heads if h[0] <= place[0] <= h[1]), key=lambda h: h[1] - h[0], default=(place[0], place[0]))
-        made.append(Fault(key, file, place[0], place[1], operator, occurrence, around))
+        made.append(Fault(key, file, place[0], place[1], operator, occurrence, noticed_at(place, heads, inner)))
     return made
 
 
@@ -166,13 +181,13 @@ def modules(root: Path, rooms: Iterable[str] = ROOMS) -> list[str]:
     return [str(f.relative_to(root)) for room in rooms for f in sorted((root / "src" / "mediant" / room).glob("*.py"))]
 
 
-def draw(everything: dict[str, list[Fault]], size: int, seed: int) -> list[Fault]:
-    """At least five of every file, then in proportion to its mutants; by a hash, so a change in one file moves no other's."""
+def draw(everything: dict[str, list[Fault]], size: int, seed: int, at_least: int) -> list[Fault]:
+    """At least so many of every file, then in proportion to its mutants; by a hash, so a larger sample holds a smaller one."""
 
     def rank(fault: Fault) -> str:
         return hashlib.sha256(f"{seed}|{fault.key}".encode()).hexdigest()
 
-    base = {file: min(AT_LEAST, len(made)) for file, made in everything.items()}
+    base = {file: min(at_least, len(made)) for file, made in everything.items()}
     left = {file: len(made) - base[file] for file, made in everything.items()}
     share = max(size - sum(base.values()), 0) / max(sum(left.values()), 1)
     drawn = []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.mutants.faults import Fault
+from benchmarks.mutants.faults import AT_LEAST, Fault
 from benchmarks.mutants.tree import ROOMS, ROOT
 
 PAGE = ROOT / "docs" / "mutation.md"
@@ -23,17 +23,18 @@ KINDS = {
 LEAD = """# Mutation testing
 
 Small faults, one at a time, in `core`, `interventions`, `measures` and `search`: a mutant is killed when a test fails, and
-survives when none does. `make mutants` makes this page ({command}).
+survives when none does. `make mutants` makes this page.
 
 - **Faults** are [cosmic-ray](https://cosmic-ray.readthedocs.io)'s: signs of arithmetic and comparison swapped or an edge moved,
   numbers one up or one down, conditions negated, `and` for `or`, `True` for `False`, loops skipped, `except` clauses that catch
   nothing, decorators removed. Not made: faults in annotations, docstrings and the arguments of raised errors, and swaps that
   could only raise a `TypeError`.
-- **The sample**: {drawn} of {possible:,} faults, drawn by a seeded hash: at least five of every file that has as many, then in
-  proportion. Shares are weighted by each file's number of faults; intervals are Wilson's, 95 %, with the effective size.
-- **Tests**: those of `unit`, `golden` and `contract` that run the faulty line, nearest and fastest first, until one fails; for a
-  fault that passes them, the other tests of the nearest files too, to {budget:.0f} seconds' worth. End-to-end and documentation
-  tests are left out, so a survivor here may still be noticed there. Over five times the usual time and 20 s counts as killed.
+- **The sample**: {tried} of {possible:,} faults, drawn by a seeded hash, at least {least} of every file that has as many.
+  Shares are weighted by each file's number of faults; intervals are Wilson's, 95 %, with the effective size.
+- **Tests**: those of `unit` and `golden` that run the faulty line, nearest and fastest first, until one fails; for a fault that
+  passes them, the other tests of the nearest files too, to {budget:.0f} seconds' worth. Where that seemed too few, files
+  of these folders and of `contract` that are about its code were run whole. End-to-end and documentation tests are left out, so a
+  survivor here may still be noticed there. Over five times the usual processor time and 20 s counts as killed.
 - **At first** is what tests noticed before anybody had looked at the sample: it says how many of all the faults they notice.
   **Now** is after tests were added for gaps that the sample showed, and says nothing about faults outside it.
 """
@@ -125,9 +126,9 @@ def survivors(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def killers(rows: Sequence[dict[str, Any]]) -> str:
     """How the killed were killed."""
-    ways = Counter(
-        "time" if "processor time" in r["by"] else "import" if "(import)" in r["by"] else r["by"].split("/")[1] for r in rows
-    )
+    ways: Counter[str] = Counter()
+    for by in (row["by"] for row in rows):
+        ways["time" if "processor time" in by else "import" if "(import)" in by else by.split("/")[1] if "/" in by else by] += 1
     told = {
         "unit": "unit tests",
         "golden": "golden tests",
@@ -139,14 +140,16 @@ def killers(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def write(everything: dict[str, list[Fault]], sample: Sequence[Fault], rows: Sequence[dict[str, Any]], budget: float) -> None:
-    """Write the page from the results of a sample."""
+    """Write the page from the results of a sample, whose tests ran for `budget` seconds at most."""
     keys = {fault.key: fault for fault in sample}
     mine = [{**row, "line": keys[row["key"]].line} for row in rows if row["key"] in keys and row["outcome"] != "no Python"]
+    missing = len(sample) - sum(row["key"] in keys for row in rows)
+    tried = Counter(row["file"] for row in mine)
+    least = min(tried[file] for file, made in everything.items() if len(made) >= AT_LEAST)
     possible = sum(map(len, everything.values()))
-    missing = len(sample) - len(mine)
-    lead = LEAD.format(command="it resumes; `make mutants SIZE=400 SEED=1`", drawn=len(mine), possible=possible, budget=budget)
-    lines = [lead, *table(everything, mine), "", killers([row for row in mine if row["outcome"] == "killed"])]
+    lines = [LEAD.format(tried=len(mine), possible=possible, least=least, budget=budget)]
+    lines += [*table(everything, mine), "", killers([row for row in mine if row["outcome"] == "killed"])]
     if missing:
-        lines.append(f"{missing} faults of the sample are not tried yet.")
+        lines.append(f"{missing} more faults of the sample are not tried yet; `make mutants` goes on with them.")
     lines += ["", "## Survivors", *survivors(mine)]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
