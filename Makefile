@@ -4,7 +4,10 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test race check format lint types clean
+SIZE ?= 400
+SEED ?= 1
+
+.PHONY: install demo test race mutants check format lint types clean
 
 install: $(STAMP)
 	@$(BIN)/mediant models fetch smollm2-135m
@@ -45,6 +48,11 @@ lint:
 
 types:
 	$(BIN)/mypy
+
+# Hours, and it resumes: MUTANTS="--again" tries survivors again, MUTANTS="--rooms core measures" takes two rooms only.
+mutants: install
+	@$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable ".[dev,mutation]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants --size $(SIZE) --seed $(SEED) $(MUTANTS)
 
 format:
 	$(BIN)/ruff format src tests benchmarks

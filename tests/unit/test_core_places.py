@@ -1,5 +1,8 @@
 """Sites, spans and edges: what they are called, and what is refused."""
 
+from dataclasses import FrozenInstanceError
+from itertools import permutations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -192,3 +195,25 @@ def test_a_circuit_edge_needs_an_arrow_and_two_sites():
         CircuitEdge.parse("->head_z.1.1")
     with pytest.raises(MediantError):
         CircuitEdge.parse("embed->mlp_in.1->mlp_in.2")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [Span("IO"), Span("S1"), Span("S2"), Span("last")],
+        [Span.slice(-3, 2), Span.slice(1, 3), Span.slice(1, 4), Span.slice(2, 3)],
+        [CircuitEdge.parse(e) for e in ("head_result.0.1->q.1.0", "head_result.0.1->q.1.2", "head_result.0.2->q.1.0")],
+    ],
+)
+def test_named_spans_ranges_and_edges_sort_part_by_part(parts):
+    assert all(sorted(order) == parts for order in permutations(parts))
+
+
+def test_edges_and_spans_that_are_equal_are_one_in_a_set_and_none_can_be_changed():
+    text = "head_result.0.1->q.1.0"
+    assert len({CircuitEdge.parse(text), CircuitEdge.parse(text), CircuitEdge.parse("head_result.0.1->q.1.1")}) == 2
+    assert len({Span("IO"), Span.of("IO"), Span.slice(2, 5), Span.of("2:5")}) == 2
+    with pytest.raises(FrozenInstanceError):
+        CircuitEdge.parse(text).source = Site("embed")
+    with pytest.raises(FrozenInstanceError):
+        Span("IO").name = "S2"

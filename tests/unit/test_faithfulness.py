@@ -199,3 +199,8 @@ def test_tokens_before_the_first_difference_are_left_out_and_change_nothing():
 
     bench.ablated = observe(lm, bench.pairs.source, bench.tokens, with_attention=True)
     assert np.allclose(bench.run(circuit).metric, expected, atol=1e-4)
+
+
+def test_proportions_rise_from_a_thousandth_to_the_whole():
+    assert list(PROPORTIONS) == sorted(set(PROPORTIONS))
+    assert (PROPORTIONS[0], PROPORTIONS[-1]) == (0.001, 1.0)

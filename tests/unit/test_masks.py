@@ -1,6 +1,7 @@
 """Learned gates: on planted circuits the edges that carry the answer stay open and the rest close."""
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import builders
 from mediant.core.errors import OutOfRange, TaskError
+from mediant.core.pair import Prompt
 from mediant.interventions.ports import graph_of
 from mediant.measures.faithfulness import CircuitBench, auroc
 from mediant.search.circuits import strongest
@@ -40,6 +42,21 @@ def test_what_carries_the_answer_stays_open_and_the_rest_closes(name: str, sampl
     assert auroc(open_, needed) == 1.0
     assert open_[needed].min() > 0.9
     assert open_[~needed].max() < 0.5
+
+
+def test_pairs_of_unequal_length_diverge_as_each_does_alone():
+    lm, long = builders.subject(), builders.ioi_pair()
+    short = builders.ioi_pair("Tom", "Anna", 1)
+    cut = [Prompt(prompt.text.replace(" went to the store", " went")) for prompt in (short.clean, short.counterfactual)]
+    pairs = [replace(long, clean=Prompt(long.clean.text), counterfactual=Prompt(long.counterfactual.text)),
+             replace(short, clean=cut[0], counterfactual=cut[1])]  # fmt: skip
+    graph = graph_of(lm)
+    gates = torch.rand(1, *graph.exists.shape, generator=torch.Generator().manual_seed(0)) * torch.from_numpy(graph.exists)
+    alone = [float(Prepared(lm, [pair]).divergence(gates)) for pair in pairs]
+    assert min(alone) > 1e-3
+    assert float(Prepared(lm, pairs).divergence(gates)) == pytest.approx(np.mean(alone), rel=1e-4)
+    twice = gates.expand(2, -1, -1)
+    assert float(Prepared(lm, pairs, copies=2).divergence(twice)) == pytest.approx(np.mean(alone), rel=1e-4)
 
 
 def test_an_or_needs_one_branch_and_the_circuit_that_is_kept_answers_as_the_model_does():

@@ -46,6 +46,11 @@ def test_a_part_that_is_always_the_same_is_not_missed():
     assert found.mean_loss == pytest.approx(0, abs=1e-6)
 
 
+def test_batches_take_turns_so_a_round_that_moves_nothing_loses_what_the_mean_loses():
+    found = optimal_ablation(builders.subject(), builders.pairs(), "mlp_out.1", batch_size=2, lr=0.0, rounds=1)
+    assert found.losses == pytest.approx([found.mean_loss], rel=1e-5)
+
+
 def test_what_makes_no_sense_is_refused():
     lm = builders.subject()
     with pytest.raises(TaskError, match="no pairs"):

@@ -18,6 +18,7 @@ from mediant.interventions.features import PCA, Rotation
 from mediant.interventions.mediator import Mediator
 from mediant.search.feature_masks import TEMPERATURES, dbm
 from mediant.search.interchange import Interchanges, answered
+from mediant.search.learning import learn
 from mediant.search.rotations import boundless_das, das
 from mediant.subject import Subject, wrap
 from mediant.tasks.interchange import Interchange, encode_interchanges
@@ -123,6 +124,23 @@ def test_a_closed_gate_changes_nothing_an_open_one_is_the_whole_and_half_of_it_i
     torch.testing.assert_close(logits(plane), logits(None, Rotation(ROTATED[:, :2])), atol=1e-4, rtol=1e-4)
     with pytest.raises(EditError, match="a gate for each of 32 features"):
         logits(torch.ones(3))
+
+
+@pytest.mark.parametrize("price", [0.0, 0.5])
+def test_a_loss_is_the_mean_surprise_at_the_causal_models_answer_plus_the_price(price: float):
+    ready = prepared(ROTATED, "a", n=8)
+    wish = torch.zeros(WIDTH, requires_grad=True)
+
+    def half(_: float = 1.0) -> Mediator:
+        return Mediator(SITE, Span("last"), Rotation(ROTATED), torch.sigmoid(wish))
+
+    ((logits, batch),) = ready.logits(half())
+    surprises = [-float(row.double().softmax(0)[token].log()) for row, token in zip(logits.detach(), batch.expected, strict=True)]
+    costs = {"cost": lambda mediator: price * mediator.gate.sum()} if price else {}
+    before = ready.subject.work.token_layers
+    found = learn(ready, [wish], half, half, epochs=1, rates=[0.1], **costs)
+    assert found.tokens == ready.subject.work.token_layers - before > 0
+    assert found.course.losses == pytest.approx([np.mean(surprises) + price * WIDTH / 2], rel=1e-5)
 
 
 def test_planted_neurons_are_found_exactly_and_the_temperature_falls():
