@@ -201,7 +201,7 @@ def test_das_that_does_as_well_on_random_weights_says_so():
         "DAS turns 0.90 of the answers, and 0.50 in the same architecture with random weights."
     )
     bad = found | {"das_iia": iia(0.9), "das_iia_random_weights": iia(0.85)}
-    assert verdicts(bad, [entry([0])])[-1].startswith("Control failed: DAS turns 0.90 of the answers here, and as many, 0.85")
+    assert verdicts(bad, [entry([0])])[-1].startswith("Control failed: DAS turns 0.90 of the answers here and 0.85")
 
 
 def test_das_controls_are_the_same_search_where_there_is_nothing():
