@@ -176,6 +176,6 @@ def _das(measures: Mapping[str, Measure]) -> str:
     if own.ci95[0] > none.ci95[1]:
         return f"DAS turns {own.value:.2f} of the answers, and {none.value:.2f} in the same architecture with random weights."
     return (
-        f"Control failed: DAS turns {own.value:.2f} of the answers here and {none.value:.2f} in the same architecture with random "
-        "weights, where nothing was learned, and the intervals overlap. What it found may be of its own making."
+        f"Control failed: DAS turns {own.value:.2f} of the answers here and {none.value:.2f} in the same architecture with "
+        "random weights, where nothing was learned, and the intervals overlap. What it found may be of its own making."
     )

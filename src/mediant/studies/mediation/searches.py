@@ -307,54 +307,56 @@ def features_by_lens(ground: AnswerGround, pairs: Sequence[Pair], *, kind: str) 
     return read_changes(ground.subject, pairs, [chosen.site], features=chosen.features)[0]
 
 
-def _place_searches(kind: str, steps: int) -> list[Search]:
+def row(
+    patching: Scores, attribution: Scores, integrated: Scores, learning: Scores, probing: Scores, observing: Scores, *,
+    learned: tuple[str, str] = ("mask", "mask learned"), probe: str = "probe", observed: tuple[str, str] = ("lens", "lens"),
+) -> list[Search]:  # fmt: skip
+    """One search per family; `learned` and `observed` are slug and name."""
     return [
-        Search("patching", "patching", "patched one by one", partial(one_by_one, kind=kind)),
-        Search("attribution", "attribution", "attribution patching", partial(places_by_gradient, kind=kind)),
-        Search("integrated", "integrated", "integrated gradients", partial(places_by_gradient, kind=kind, steps=steps)),
-        Search("learning", "mask", "mask learned", partial(places_by_mask, kind=kind)),
-        Search("probing", "probe", "probe", partial(places_by_probe, kind=kind), needs_variable=True),
-        Search("observing", "lens", "lens", partial(places_by_lens, kind=kind)),
+        Search("patching", "patching", "patched one by one", patching),
+        Search("attribution", "attribution", "attribution patching", attribution),
+        Search("integrated", "integrated", "integrated gradients", integrated),
+        Search("learning", *learned, learning),
+        Search("probing", "probe", probe, probing, needs_variable=True),
+        Search("observing", *observed, observing),
     ]
 
 
-def _feature_searches(kind: str, steps: int) -> list[Search]:
-    return [
-        Search("patching", "patching", "patched one by one", partial(features_one_by_one, kind=kind)),
-        Search("attribution", "attribution", "attribution patching", partial(features_by_gradient, kind=kind)),
-        Search("integrated", "integrated", "integrated gradients", partial(features_by_gradient, kind=kind, steps=steps)),
-        Search("learning", "dbm", "mask learned (DBM)", partial(features_by_mask, kind=kind)),
-        Search("probing", "probe", "sparse probe", partial(features_by_probe, kind=kind), needs_variable=True),
-        Search("observing", "lens", "lens", partial(features_by_lens, kind=kind)),
-    ]
+DBM = ("dbm", "mask learned (DBM)")
 
 
 def searches_of(kind: str, ground: AnswerGround) -> list[Search]:
     """Every search among units of a kind."""
     steps = ground.config.gradient_steps
-    if kind in ("layer", "sublayer", "head"):
-        return _place_searches(kind, steps)
-    if kind == "neuron":
-        return [
-            Search("patching", "patching", "patched one by one", neurons_one_by_one),
-            Search("attribution", "attribution", "attribution patching", neurons_by_gradient),
-            Search("integrated", "integrated", "integrated gradients", partial(neurons_by_gradient, steps=steps)),
-            Search("learning", "mask", "mask learned", neurons_by_mask),
-            Search("probing", "probe", "sparse probes", neurons_by_probe, needs_variable=True),
-            Search("observing", "lens", "lens", neurons_by_lens),
-        ]
     if kind == "edge":
-        acdc_too = [Search("patching", "acdc", "ACDC among the strongest", edges_by_acdc)] if ground.config.acdc_edges else []
-        return [
-            *acdc_too,
-            Search("attribution", "eap", "EAP", edges_by_gradient),
-            Search("integrated", "eap_ig", "EAP-IG", partial(edges_by_gradient, method="ig-inputs")),
-            Search("learning", "gates", "gates, hard concrete", edges_by_gates),
-            Search("learning", "ugs", "gates, uniform (UGS)", partial(edges_by_gates, sampling="uniform")),
-            Search("probing", "probe", "probe", edges_by_probe),
-            Search("observing", "flow_routes", "information-flow routes", edges_by_flow),
-        ]
-    return _feature_searches(kind, steps)
+        return _edge_searches(ground)
+    if kind == "neuron":
+        integrated = partial(neurons_by_gradient, steps=steps)
+        return row(
+            neurons_one_by_one, neurons_by_gradient, integrated, neurons_by_mask, neurons_by_probe, neurons_by_lens,
+            probe="sparse probes",
+        )  # fmt: skip
+    if kind in ("layer", "sublayer", "head"):
+        gradient = partial(places_by_gradient, kind=kind)
+        others = (partial(one, kind=kind) for one in (places_by_mask, places_by_probe, places_by_lens))
+        return row(partial(one_by_one, kind=kind), gradient, partial(gradient, steps=steps), *others)
+    gradient = partial(features_by_gradient, kind=kind)
+    others = (partial(one, kind=kind) for one in (features_by_mask, features_by_probe, features_by_lens))
+    exact = partial(features_one_by_one, kind=kind)
+    return row(exact, gradient, partial(gradient, steps=steps), *others, learned=DBM, probe="sparse probe")
+
+
+def _edge_searches(ground: AnswerGround) -> list[Search]:
+    acdc_too = [Search("patching", "acdc", "ACDC among the strongest", edges_by_acdc)] if ground.config.acdc_edges else []
+    return [
+        *acdc_too,
+        Search("attribution", "eap", "EAP", edges_by_gradient),
+        Search("integrated", "eap_ig", "EAP-IG", partial(edges_by_gradient, method="ig-inputs")),
+        Search("learning", "gates", "gates, hard concrete", edges_by_gates),
+        Search("learning", "ugs", "gates, uniform (UGS)", partial(edges_by_gates, sampling="uniform")),
+        Search("probing", "probe", "probe", edges_by_probe),
+        Search("observing", "flow_routes", "information-flow routes", edges_by_flow),
+    ]
 
 
 def best_first(scores: Array, available: Sequence[int], most: int) -> list[int]:

@@ -26,13 +26,14 @@ from mediant.studies.mediation.ground import Ground
 from mediant.studies.mediation.mediators import Kind
 from mediant.studies.mediation.pictures.ready import Pictures
 from mediant.studies.mediation.pictures.task import PicturePair
-from mediant.studies.mediation.searches import Search, probe_weights, separation
+from mediant.studies.mediation.searches import DBM, Search, probe_weights, row, separation
 from mediant.studies.mediation.subspaces import SubspaceSearch, leading, ordered
 from mediant.subject.generator import ImageGenerator
 
 PictureGround = Ground[ImageGenerator, PicturePair]
 Pairs = Sequence[PicturePair]
 ALL = Span("all")
+CHANGE = ("change", "size of the change")
 
 
 def parts(ground: PictureGround, pairs: Pairs) -> Iterator[Pictures]:
@@ -198,26 +199,19 @@ def searches_of(kind: str, ground: PictureGround) -> list[Search]:
     if kind == "edge":
         return []
     if kind == "neuron":
-        return [
-            Search("patching", "patching", "patched one by one", exact),
-            Search("attribution", "attribution", "attribution patching", neurons_by_gradient),
-            Search("integrated", "integrated", "integrated gradients", partial(neurons_by_gradient, points=points)),
-            Search("learning", "mask", "mask learned", neurons_by_mask),
-            Search("probing", "probe", "sparse probes", neurons_by_probe, needs_variable=True),
-            Search("observing", "change", "size of the change", neurons_by_change),
-        ]
-    place = kind in ("layer", "sublayer", "head")
-    gradient = places_by_gradient if place else features_by_gradient
-    mask, mask_name = (places_by_mask, "mask learned") if place else (features_by_mask, "mask learned (DBM)")
-    probe, change = (places_by_probe, places_by_change) if place else (features_by_probe, features_by_change)
-    return [
-        Search("patching", "patching", "patched one by one", exact),
-        Search("attribution", "attribution", "attribution patching", partial(gradient, kind=kind)),
-        Search("integrated", "integrated", "integrated gradients", partial(gradient, kind=kind, points=points)),
-        Search("learning", "mask" if place else "dbm", mask_name, partial(mask, kind=kind)),
-        Search("probing", "probe", "probe" if place else "sparse probe", partial(probe, kind=kind), needs_variable=True),
-        Search("observing", "change", "size of the change", partial(change, kind=kind)),
-    ]
+        integrated = partial(neurons_by_gradient, points=points)
+        return row(
+            exact, neurons_by_gradient, integrated, neurons_by_mask, neurons_by_probe, neurons_by_change,
+            probe="sparse probes", observed=CHANGE,
+        )  # fmt: skip
+    if kind in ("layer", "sublayer", "head"):
+        gradient = partial(places_by_gradient, kind=kind)
+        others = (partial(one, kind=kind) for one in (places_by_mask, places_by_probe, places_by_change))
+        return row(exact, gradient, partial(gradient, points=points), *others, observed=CHANGE)
+    gradient = partial(features_by_gradient, kind=kind)
+    others = (partial(one, kind=kind) for one in (features_by_mask, features_by_probe, features_by_change))
+    integrated = partial(gradient, points=points)
+    return row(exact, gradient, integrated, *others, learned=DBM, probe="sparse probe", observed=CHANGE)
 
 
 def _differences(ground: PictureGround, pairs: Pairs) -> Float[Tensor, "n d"]:
