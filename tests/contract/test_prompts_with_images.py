@@ -13,6 +13,7 @@ from mediant.core.pair import Pair, Prompt
 from mediant.core.site import Site
 from mediant.interventions.execute import run
 from mediant.search.patching import Patcher
+from mediant.subject.untrained import untrained
 from mediant.tasks.encode import encode
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
@@ -80,3 +81,13 @@ def test_images_for_some_or_for_a_subject_without_eyes_are_refused():
         vlm.encode([prompt(0), Prompt(QUESTION)])
     with pytest.raises(SubjectError, match="looks at no images"):
         builders.subject().encode([prompt(0)])
+
+
+@families
+def test_the_same_architecture_with_random_weights_sees_as_well(family: str):
+    vlm = vision_subject(family)
+    nobody = untrained(vlm, seed=3)
+    batch = nobody.encode([prompt(0)])
+    assert torch.equal(batch.ids, vlm.encode([prompt(0)]).ids)
+    assert not torch.allclose(run(nobody, batch).last, run(vlm, batch).last)
+    assert nobody.name == f"{vlm.name}, random weights"

@@ -17,4 +17,5 @@ def untrained(subject: Subject, *, seed: int) -> Subject:
         torch.manual_seed(seed)
         model = type(subject.model)(subject.model.config)
     model.to(dtype=subject.dtype, device=subject.device).eval().requires_grad_(False)
-    return wrap(model, subject.tokenizer, name=f"{subject.name}, random weights")
+    eyes = getattr(subject, "image_processor", None)
+    return wrap(model, subject.tokenizer, eyes, name=f"{subject.name}, random weights")
