@@ -12,9 +12,13 @@ from mediant.core.errors import SubjectError, TaskError
 from mediant.core.pair import Pair, Prompt
 from mediant.core.site import Site
 from mediant.interventions.execute import run
+from mediant.search.interchange import answered
 from mediant.search.patching import Patcher
+from mediant.subject import load
 from mediant.subject.untrained import untrained
+from mediant.tasks import panels
 from mediant.tasks.encode import encode
+from mediant.tasks.interchange import Interchange, encode_interchanges
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 families = pytest.mark.parametrize("family", list(BUILDERS))
@@ -91,3 +95,16 @@ def test_the_same_architecture_with_random_weights_sees_as_well(family: str):
     assert torch.equal(batch.ids, vlm.encode([prompt(0)]).ids)
     assert not torch.allclose(run(nobody, batch).last, run(vlm, batch).last)
     assert nobody.name == f"{vlm.name}, random weights"
+
+
+def test_interchanges_of_prompts_with_images_are_answered_on_a_line_of_their_own():
+    vlm = load("comic-vlm", device="cpu")
+    pairs = panels.generate(3, single_token=vlm.single_token).pairs
+    items = [
+        Interchange(p.id, p.clean, p.counterfactual, p.answer, p.counterfactual_answer, p.counterfactual_answer) for p in pairs
+    ]
+    batch = encode_interchanges(vlm, items)
+    assert [vlm.decode([one]).strip() for one in batch.expected.tolist()] == [pair.counterfactual_answer for pair in pairs]
+    # As a continuation of plain text the word is told from its beginning by a space, which is another token.
+    assert [vlm.continuation_ids(p.clean.text, p.answer) for p in pairs] != [[one] for one in batch.own.tolist()]
+    assert len(answered(vlm, items)) == 3

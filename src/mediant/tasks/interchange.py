@@ -174,7 +174,7 @@ def encode_interchanges(subject: Subject, items: Sequence[Interchange]) -> Inter
     """
 
     def told(name: str) -> Tensor:
-        ids = [subject.continuation_ids(item.base.text, getattr(item, name)) for item in items]
+        ids = [subject.continuation_ids(item.base, getattr(item, name)) for item in items]
         long = [getattr(item, name) for item, one in zip(items, ids, strict=True) if len(one) != 1]
         if long:
             raise TaskError(

@@ -117,8 +117,8 @@ def by_amnesia(ground: AnswerGround, pairs: Sequence[Pair]) -> Tensor:
         here = str(pair.variables[ground.data.variable])
         there = next(value for value in ground.data.values if value != here)
         # One prompt may stand in several pairs.
-        classes[here].setdefault(pair.clean.text, (pair.clean, pair.id))
-        classes[there].setdefault(pair.counterfactual.text, (pair.counterfactual, pair.id))
+        classes[here].setdefault(_known(pair.clean), (pair.clean, pair.id))
+        classes[there].setdefault(_known(pair.counterfactual), (pair.counterfactual, pair.id))
     one, two = ([list(each) for each in zip(*found.values(), strict=True)] for found in classes.values())
     found = amnesic(
         ground.subject, one[0], two[0], ground.site, LAST, most=ground.dimensions(), groups=[*one[1], *two[1]],
@@ -127,6 +127,11 @@ def by_amnesia(ground: AnswerGround, pairs: Sequence[Pair]) -> Tensor:
     if not found.rank:
         raise TaskError("no probe tells the values apart, so there is nothing to take away")
     return torch.from_numpy(found.basis).float()
+
+
+def _known(prompt: Prompt) -> str:
+    """What tells prompts apart: their text, and their image where they have one."""
+    return prompt.text if prompt.image is None else f"{prompt.text} {id(prompt.image)}"
 
 
 def leading(rows: Float[Tensor, "n d"], k: int) -> Float[Tensor, "d k"]:
