@@ -12,6 +12,7 @@ from mediant.core.errors import SubjectError, TaskError
 from mediant.core.pair import Pair, Prompt
 from mediant.core.site import Site
 from mediant.interventions.execute import run
+from mediant.search.erasure import amnesic
 from mediant.search.interchange import answered
 from mediant.search.patching import Patcher
 from mediant.subject import load
@@ -108,3 +109,14 @@ def test_interchanges_of_prompts_with_images_are_answered_on_a_line_of_their_own
     # As a continuation of plain text the word is told from its beginning by a space, which is another token.
     assert [vlm.continuation_ids(p.clean.text, p.answer) for p in pairs] != [[one] for one in batch.own.tolist()]
     assert len(answered(vlm, items)) == 3
+
+
+def test_one_question_about_several_images_is_several_prompts_to_a_probe_and_about_one_image_is_not():
+    vlm = vision_subject("qwen3-vl")
+    shown = [prompt(seed, QUESTION) for seed in range(12)]
+    asked = ["what is there ?", QUESTION]
+    sides = [[replace(each, text=question, spans={}) for each in shown] for question in asked]
+    found = amnesic(vlm, *sides, Site("resid_post", 0), "last", most=1)
+    assert found.rank <= 1
+    with pytest.raises(TaskError, match="is given twice"):
+        amnesic(vlm, [*sides[0], sides[0][0]], sides[1], Site("resid_post", 0), "last", most=1)

@@ -299,8 +299,8 @@ def labelled(
 def _refuse_twice(prompts: Prompts, span: Span) -> None:
     seen = set()
     for prompt in prompts:
-        text, spans = (prompt, {}) if isinstance(prompt, str) else (prompt.text, prompt.spans)
-        if (key := (text, spans.get(span.name))) in seen:
+        text, spans, image = (prompt, {}, None) if isinstance(prompt, str) else (prompt.text, prompt.spans, prompt.image)
+        if (key := (text, spans.get(span.name), id(image))) in seen:
             raise TaskError(f"prompt {text!r} is given twice; copies on both sides of a split would make it meaningless")
         seen.add(key)
 

@@ -177,5 +177,6 @@ def _das(measures: Mapping[str, Measure]) -> str:
         return f"DAS turns {own.value:.2f} of the answers, and {none.value:.2f} in the same architecture with random weights."
     return (
         f"Control failed: DAS turns {own.value:.2f} of the answers here and {none.value:.2f} in the same architecture with "
-        "random weights, where nothing was learned, and the intervals overlap. What it found may be of its own making."
+        "random weights, where nothing was learned; its interval does not lie above that one's. What it found may be of its own "
+        "making."
     )
