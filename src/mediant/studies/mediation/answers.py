@@ -17,7 +17,7 @@ from mediant.core.span import Span
 from mediant.interventions.mediator import Mediator
 from mediant.measures.behaviour import refuse_unless_done
 from mediant.measures.metrics import metric
-from mediant.report.page import Section, Strip, Token
+from mediant.report.page import Framed, Section, Strip, Token
 from mediant.runs.folder import Json
 from mediant.search.alignment import interchange_map
 from mediant.search.interchange import Interchanges
@@ -36,6 +36,7 @@ from mediant.studies.mediation.subspaces import SUBSPACES, SubspaceSearch
 from mediant.studies.mediation.values import SIDES, values_at
 from mediant.subject import Subject
 from mediant.subject.untrained import untrained
+from mediant.subject.vision import as_pixels
 from mediant.tasks import plain_text
 from mediant.tasks.encode import encode
 from mediant.tasks.interchange import Interchange
@@ -224,15 +225,20 @@ def _hits(ground: AnswerGround, subject: Subject, pairs: Sequence[Pair], mediato
 
 def _prompts(ground: AnswerGround) -> Section:
     data = ground.data
-    shown = [("clean", data.judged[0].clean.text, data.judged[0].answer)]
-    shown.append(("counterfactual", data.judged[0].counterfactual.text, data.judged[0].counterfactual_answer))
-    if data.other:
-        shown += [("clean", data.other[0].clean.text, data.other[0].answer)]
-        shown += [("other words", data.other[0].counterfactual.text, data.other[0].counterfactual_answer)]
-    shown += [("unrelated", data.texts[0].clean.text, ""), ("same length", data.texts[0].counterfactual.text, "")]
-    strips = [Strip(label, [Token(text), *([Token(f"  →{answer}")] if answer else [])]) for label, text, answer in shown]
-    text = (
+    judged, other, text = data.judged[0], data.other[:1], data.texts[0]
+    shown = [("clean", judged.clean, judged.answer), ("counterfactual", judged.counterfactual, judged.counterfactual_answer)]
+    for one in other:
+        shown += [("clean", one.clean, one.answer), ("other words", one.counterfactual, one.counterfactual_answer)]
+    shown += [("unrelated", text.clean, ""), ("same length", text.counterfactual, "")]
+    strips, images = list[Strip](), list[Framed]()
+    for label, prompt, answer in shown:
+        said = Token(f"  →{answer}") if answer else None
+        strips.append(Strip(label, [Token(prompt.text), *([said] if said else [])]))
+        if prompt.image is not None:
+            images.append(Framed(as_pixels(prompt.image), f"{label}: {prompt.text}"))
+    words = (
         "Searches see pairs like the first two. Pairs like the next two ask what else is handed on: they agree in "
-        f"{data.variable or 'no known variable'} and differ in the words. The last two ask what is disturbed elsewhere."
+        f"{repr(data.variable) if data.variable else 'no known variable'} and differ in the rest. The last two ask what is "
+        "disturbed elsewhere."
     )
-    return Section("What is exchanged", text, strips)
+    return Section("What is exchanged", words, strips, images=images)
