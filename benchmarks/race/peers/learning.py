@@ -1,6 +1,6 @@
 """The recipe of learning a subspace by hand, for peers that offer hooks: the same start, optimiser and schedule as ours."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,16 @@ def exchanged(base: Tensor, source: Tensor, basis: Tensor) -> Tensor:
 def learned(logits: Callable[[Tensor], Tensor], wanted: Tensor, *, width: int, k: int, steps: int) -> Tensor:
     """Losses of some steps; `logits` runs the model with values exchanged in a basis."""
     free = started(width, k).requires_grad_()
-    optimiser = torch.optim.AdamW([free], lr=1e-2, weight_decay=0.0)
+    return descended([free], lambda: F.cross_entropy(logits(torch.linalg.qr(free)[0]), wanted), steps=steps)
+
+
+def descended(parameters: Iterable[Tensor], loss_of: Callable[[], Tensor], *, steps: int) -> Tensor:
+    """Losses of some steps with the optimiser and schedule that all contenders have."""
+    optimiser = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
     cooling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / steps)
     losses = []
     for _ in range(steps):
-        loss = F.cross_entropy(logits(torch.linalg.qr(free)[0]), wanted)
+        loss = loss_of()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

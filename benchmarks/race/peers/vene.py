@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from benchmarks.race.arena import LAST, Prompts
-from benchmarks.race.peers.learning import started
+from benchmarks.race.peers.learning import descended, started
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -100,17 +100,13 @@ class Vene:
         (key,) = turning.interventions
         rotate = turning.interventions[key].rotate_layer
         rotate.weight = torch.linalg.qr(started(width, k))[0]
-        optimiser = torch.optim.AdamW(rotate.parameters(), lr=1e-2, weight_decay=0.0)
-        cooling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / steps)
-        where, losses = {"sources->base": (None, ids.shape[1] - 1)}, []
-        for _ in range(steps):
-            loss = F.cross_entropy(_swapped(turning, ids, where, {key: source[:, None]}), wanted)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            cooling.step()
-            losses.append(loss.detach())
-        return torch.stack(losses)
+        where = {"sources->base": (None, ids.shape[1] - 1)}
+
+        def loss() -> Tensor:
+            # pyvene empties what it is handed.
+            return F.cross_entropy(_swapped(turning, ids, where, {key: source[:, None]}), wanted)
+
+        return descended(rotate.parameters(), loss, steps=steps)
 
     def _swapping(self, layer: int, component: str, unit: str) -> tuple[Any, str]:
         place = {"layer": layer, "component": component, "unit": unit, "intervention_type": self.pyvene.VanillaIntervention}

@@ -220,7 +220,7 @@ class Active:
         if own:
             return self._located(line, raw)
         now = (window.batch, window.offset, window.width, window.step, window.n_text, raw.shape[0])
-        if not _same(now, self._shared_for):
+        if now != self._shared_for:
             self._shared, self._shared_for = {}, now
         key = (line.order.span, line.tap.stream)
         if key not in self._shared:
@@ -276,11 +276,6 @@ class Active:
     @staticmethod
     def _scheduled(edit: Edit | None, step: int) -> bool:
         return edit is None or edit.steps is None or step in edit.steps
-
-
-def _same(now: tuple[object, ...], before: tuple[object, ...]) -> bool:
-    """Whether a window is the one before: the batch itself, and equal numbers."""
-    return bool(before) and now[0] is before[0] and now[1:] == before[1:]
 
 
 def _in_order(seen: list[tuple[Tensor, Tensor, Tensor, int]]) -> Activation:
