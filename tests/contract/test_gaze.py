@@ -327,3 +327,19 @@ def test_a_live_target_can_be_moved_and_let_go_between_tokens():
             assert (share > 1 - 1e-6) == (step in steps)
     assert sorted({one.step for one in gaze.seen}) == [0, 1, 2, 3]
     assert [f.tokens for f in gaze.firings()] == [4, 4, 0]
+
+
+def test_a_live_target_that_was_let_go_from_the_start_owes_nothing_and_one_that_stood_does():
+    vlm = vision_subject()
+    batch = two_rows(vlm)
+    clean = run(vlm, batch).logits
+    free, pointed = Live(), Live()
+    free.turn_to()
+    pointed.turn_to(*[batch.columns(row, Span("one")) for row in range(2)])
+    with looking(vlm, Look(HEADS, free)) as gaze:
+        assert torch.equal(run(vlm, batch).logits, clean)
+        # Too late: nothing is run after it.
+        free.turn_to(*pointed.turns[0])
+    assert not gaze.seen
+    with pytest.raises(EditNeverFired, match="turn 0"), looking(vlm, Look(HEADS, pointed, when="decode")):
+        run(vlm, batch)

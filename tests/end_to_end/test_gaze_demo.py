@@ -47,9 +47,9 @@ def click(page, x: float, y: float = 0.5) -> None:
     page.mouse.click(box["x"] + box["width"] * x, box["y"] + box["height"] * y)
 
 
-def status(page, pattern: str) -> str:
-    """Wait for the status line to say something."""
-    line = page.locator("#status")
+def status(page, pattern: str, line: str = "#status") -> str:
+    """Wait for a line to say something."""
+    line = page.locator(line)
     line.get_by_text(re.compile(pattern)).first.wait_for(timeout=20_000)
     return line.inner_text()
 
@@ -58,7 +58,7 @@ def test_a_click_marks_a_panel_and_the_model_speaks(page, address: str):
     click(page, 0.75)
     assert "Looking at panel 2" in status(page, "Looking at panel")
     page.locator("#describe").click()
-    status(page, "Done")
+    status(page, "Done", "#speaking")
     assert page.locator("#said").inner_text().strip()
     assert "rgb(217, 130, 43)" in page.locator("#said span").first.evaluate("e => getComputedStyle(e).color")
     assert {url.split("/")[2] for url in page.asked if url.startswith("http")} == {address.split("/")[2]}
@@ -70,11 +70,21 @@ def test_a_click_while_it_speaks_turns_the_heads(page):
     page.locator("#question input").fill("what happens in the third panel ?")
     page.keyboard.press("Enter")
     page.locator("#describe").click()
-    status(page, "Speaking")
+    status(page, "Speaking", "#speaking")
     click(page, 0.75)
-    status(page, "Done|Looking at panel 2")
+    status(page, "Looking at panel 2")
     page.locator("#loose").click()
     status(page, "where they will")
+    # What the description goes on to say must not take the place of it.
+    status(page, "Done", "#speaking")
+    status(page, "where they will")
+
+
+def test_a_stopped_description_says_that_it_was_stopped(page):
+    page.locator("#describe").click()
+    status(page, "Speaking", "#speaking")
+    page.locator("#stop").click()
+    status(page, "Stopped|Done", "#speaking")
 
 
 def test_a_box_is_two_clicks_and_an_empty_one_is_said(page):

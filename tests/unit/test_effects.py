@@ -7,7 +7,7 @@ from test_patching import SEVERAL, SINGLE, by_full_runs, columns
 from builders import pairs, subject
 from mediant.core import Pair, Prompt, Site, Span
 from mediant.core.errors import OutOfRange
-from mediant.interventions.execute import Firing
+from mediant.interventions.firings import Firing
 from mediant.measures.effects import Decomposition, Effect, cluster_labels, normalised_patch_score
 from mediant.measures.intervals import estimate
 from mediant.search import Patcher, decompose, patch

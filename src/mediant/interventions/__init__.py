@@ -1,8 +1,9 @@
 """do(mediator := value): edits, features, execution, replay, attention, low-rank adapters."""
 
 from mediant.interventions.edits import Activation, Edit, Where, add, mean, noise, project_out, scale, set_to, steer, swap, zero
-from mediant.interventions.execute import Active, Firing, Output, edit, run
+from mediant.interventions.execute import Active, Output, edit, run
 from mediant.interventions.features import PCA, Featurizer, Rotation
+from mediant.interventions.firings import Firing
 from mediant.interventions.look import Live, Look, Schedule
 from mediant.interventions.looking import looking
 from mediant.interventions.replay import Recording, branch, record, replay

@@ -29,7 +29,7 @@ from mediant.interventions.attention_call import AttentionContext, Call, call_of
 from mediant.interventions.attention_function import AttentionFunction, replacing_attention
 from mediant.interventions.bias import CUT, Bias, bias, check_biases, cut
 from mediant.interventions.edge_masks import EdgeMasks, masking
-from mediant.interventions.execute import Firing
+from mediant.interventions.firings import Firing
 from mediant.subject import Subject
 from mediant.subject.generator import ImageGenerator
 

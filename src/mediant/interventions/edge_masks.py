@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mediant.core.errors import EditError, EditNeverFired, SubjectError
 from mediant.interventions.bias import CUT, Bias, check_biases
-from mediant.interventions.execute import Firing
+from mediant.interventions.firings import Firing
 from mediant.subject.batch import Batch
 from mediant.subject.generator import ImageGenerator
 

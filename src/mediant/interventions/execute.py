@@ -12,6 +12,7 @@ edits come first.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,22 +25,12 @@ from mediant.core.errors import EditError, EditNeverFired, OutOfRange
 from mediant.core.site import Site
 from mediant.core.span import Span
 from mediant.interventions.edits import Activation, Edit, Targets
-from mediant.interventions.taps import Tap, first_input, taps, with_first_input
+from mediant.interventions.firings import Firing, FiringCount
+from mediant.interventions.taps import Tap, Where, first_input, taps, with_first_input
 from mediant.subject import Batch, Subject
 from mediant.subject.open_model import OpenModel
 
 Place = tuple[Site, Span]
-
-
-@dataclass(frozen=True)
-class Firing:
-    """What an edit did: forwards it acted in, tokens it wrote, mean relative change, steps never reached."""
-
-    label: str
-    forwards: int
-    tokens: int
-    change: float
-    unreached_steps: tuple[int, ...] = ()
 
 
 class Captured(dict[Place, Activation]):
@@ -56,29 +47,20 @@ class Captured(dict[Place, Activation]):
 
 
 @dataclass
-class _Count:
-    forwards: int = 0
-    tokens: int = 0
-    sizes: list[Tensor] = field(default_factory=list)  # norms of what changed and of what was there, one pair per firing
-    steps: set[int] = field(default_factory=set)
-
-    def add(self, old: Tensor, change: Tensor, steps: frozenset[int]) -> None:
-        self.forwards += 1
-        self.tokens += old.shape[0]
-        self.steps |= steps
-        with torch.no_grad():
-            self.sizes.append(torch.stack([torch.linalg.vector_norm(each.float()) for each in (change, old)]))
-
-
-@dataclass
 class _Order:
     """One edit or capture, and what came of it."""
 
     site: Site
     span: Span
     edit: Edit | None = None
-    count: _Count = field(default_factory=_Count)
+    count: FiringCount = field(default_factory=FiringCount)
     seen: list[tuple[Tensor, Tensor, Tensor, int]] = field(default_factory=list)
+
+    @cached_property
+    def limited(self) -> bool:
+        """Whether its tokens are not simply all that the span names."""
+        edit = self.edit
+        return edit is not None and (edit.places, edit.rows, edit.steps, edit.index) != (None,) * 4
 
 
 @dataclass
@@ -98,8 +80,8 @@ class Active:
         self._orders = [*(_Order(e.site, e.span, e) for e in edits), *(_Order(site, span) for site, span in capture)]
         self._lines = [_Line(tap, order) for order in self._orders for tap in taps(subject, order.site)]
         self._memory: dict[nn.Module, Tensor] = {}
-        # Targets of the forward in progress that do not depend on an edit, by span and stream; and the window they hold for.
-        self._shared: dict[tuple[Span, str], Targets] = {}
+        # Targets of the forward in progress that do not depend on an edit, by what they depend on; and the window they hold for.
+        self._shared: dict[tuple[object, ...], tuple[Targets, Where]] = {}
         self._shared_for: tuple[object, ...] = ()
         self._handles: list[RemovableHandle] = []
 
@@ -113,7 +95,7 @@ class Active:
 
     def firings(self) -> list[Firing]:
         """One report per edit."""
-        return [_report(order.edit, order.count) for order in self._orders if order.edit is not None]
+        return [order.count.report(order.edit) for order in self._orders if order.edit is not None]
 
     def check(self) -> None:
         """Raise if a forward ran and an edit did not act in it.
@@ -171,17 +153,17 @@ class Active:
         """Apply the edits and captures of one tap to the tensor that passes."""
         for line in lines:
             tap, order = line.tap, line.order
-            targets = self._targets(line, raw)
+            targets, at = self._targets(line, raw)
             if not len(targets.rows):
                 continue
-            first, _ = self.subject.window.part(tap.stream)
-            at = (targets.rows.to(raw.device), (targets.cols - first).to(raw.device))
             memory = self._memory.get(tap.partner) if tap.partner is not None else None
             old = tap.gather(raw, at, order.site.head, memory)
             if tap.keeps_changes:
                 old = old + self._changes(line, at)
             if order.edit is None:
-                order.seen.append((old, targets.rows, targets.cols, self._call))
+                # Whatever runs later may write into a view.
+                kept = old.clone() if at.whole and tap.derive is None else old
+                order.seen.append((kept, targets.rows, targets.cols, self._call))
                 continue
             new = order.edit.apply(old, targets)
             raw = tap.scatter(raw, at, order.site.head, old, new, memory)
@@ -197,38 +179,42 @@ class Active:
         window = self.subject.window
         return 0 if window.step is None else 2 * window.step + window.guidance
 
-    def _changes(self, line: _Line, at: tuple[Tensor, Tensor]) -> Tensor | float:
+    def _changes(self, line: _Line, at: Where) -> Tensor | float:
         """What was written to this part of the output before, in this forward."""
         written = self.subject.window.written.get(line.tap.module)
         if written is None:
             return 0.0
-        found = written[at[0], at[1]]
+        found = written[at.rows, at.cols]
         return found if line.order.site.head is None else found[:, line.order.site.head]
 
-    def _note_change(self, line: _Line, raw: Tensor, at: tuple[Tensor, Tensor], change: Tensor) -> None:
+    def _note_change(self, line: _Line, raw: Tensor, at: Where, change: Tensor) -> None:
         n_heads = self.subject.shape.n_heads
         written = self.subject.window.written.setdefault(line.tap.module, raw.new_zeros(*raw.shape[:2], n_heads, raw.shape[2]))
         if line.order.site.head is None:
-            written[at[0], at[1]] += change
+            written[at.rows, at.cols] += change
         else:
-            written[at[0], at[1], line.order.site.head] += change
+            written[at.rows, at.cols, line.order.site.head] += change
 
-    def _targets(self, line: _Line, raw: Tensor) -> Targets:
+    def _targets(self, line: _Line, raw: Tensor) -> tuple[Targets, Where]:
         """The tokens of this forward that a line concerns; found once for all that name a span and no more."""
-        edit, window = line.order.edit, self.subject.window
-        own = edit is not None and (edit.places, edit.rows, edit.steps, edit.index, window.step) != (None,) * 5
-        if own:
-            return self._located(line, raw)
+        window = self.subject.window
+        if line.order.limited or (line.order.edit is not None and window.step is not None):
+            return self._placed(line, raw)
         now = (window.batch, window.offset, window.width, window.step, window.n_text, raw.shape[0])
         if now != self._shared_for:
             self._shared, self._shared_for = {}, now
-        key = (line.order.span, line.tap.stream)
+        key = (line.order.span, line.tap.stream, raw.shape[1], raw.device)
         if key not in self._shared:
-            self._shared[key] = self._located(line, raw)
+            self._shared[key] = self._placed(line, raw)
         return self._shared[key]
 
-    def _located(self, line: _Line, raw: Tensor) -> Targets:
+    def _placed(self, line: _Line, raw: Tensor) -> tuple[Targets, Where]:
         """The same, found anew."""
+        targets = self._located(line, raw)
+        first, _ = self.subject.window.part(line.tap.stream)
+        return targets, Where(targets.rows, targets.cols - first, raw)
+
+    def _located(self, line: _Line, raw: Tensor) -> Targets:
         window = self.subject.window
         batch = window.batch
         assert batch is not None  # noqa: S101 - noted by the base module's hook or by replay
@@ -292,15 +278,6 @@ def _in_order(seen: list[tuple[Tensor, Tensor, Tensor, int]]) -> Activation:
     order = len(key) - 1 - torch.from_numpy(first)
     kept = order.to(rows.device)
     return Activation(values[order.to(values.device)], rows[kept], cols[kept], calls[kept] if int(calls.max()) else None)
-
-
-def _report(edit: Edit, count: _Count) -> Firing:
-    change = 0.0
-    if count.sizes:
-        changed, before = torch.stack([each.cpu() for each in count.sizes]).unbind(-1)
-        change = float((changed / before.clamp(min=1e-12)).mean())
-    missed = tuple(sorted(set(edit.steps or ()) - count.steps))
-    return Firing(edit.label, count.forwards, count.tokens, change, missed)
 
 
 def _on_input(active: Active, lines: list[_Line]) -> Any:

@@ -27,7 +27,7 @@ from mediant.core.errors import EditError, EditNeverFired, RegionError
 from mediant.core.span import Span
 from mediant.interventions.attention_call import AttentionContext, Call, call_of, noted_window
 from mediant.interventions.attention_function import AttentionFunction, replacing_attention
-from mediant.interventions.execute import Firing
+from mediant.interventions.firings import Firing
 from mediant.interventions.look import Live, Look, Target
 from mediant.subject import Batch, Subject
 
@@ -144,8 +144,11 @@ class Looking:
         Raises:
             EditNeverFired: with the reason to look for.
         """
-        if self.forwards and self.look.heads and not self.seen and self.look.schedule.targets:
-            where = " or ".join(map(str, self.look.schedule.targets))
+        plan = self.look.schedule
+        # Of live targets only one that stood from the start is owed; a later one may come after the last token.
+        owed = any(plan.turns[:1]) if isinstance(plan, Live) else bool(plan.targets)
+        if self.forwards and self.look.heads and not self.seen and owed:
+            where = " or ".join(map(str, plan.targets))
             raise EditNeverFired(
                 f"no head was turned to {where} in {self.forwards} forward(s): the schedule starts later, or nothing was "
                 "generated and the gaze acts on generated tokens only"

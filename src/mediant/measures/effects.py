@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mediant.core.errors import OutOfRange
-from mediant.interventions.execute import Firing
+from mediant.interventions.firings import Firing
 from mediant.measures.intervals import Array, Estimate, estimate
 
 

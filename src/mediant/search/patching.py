@@ -26,7 +26,8 @@ from mediant.core.ranking import Ranking, Scored
 from mediant.core.site import Site
 from mediant.core.span import Span
 from mediant.interventions.edits import Activation, Edit, swap_at
-from mediant.interventions.execute import Firing, Output
+from mediant.interventions.execute import Output
+from mediant.interventions.firings import Firing
 from mediant.interventions.replay import Recording, branch, record, replay
 from mediant.measures.effects import Decomposition, Effect, cluster_labels
 from mediant.measures.intervals import Array, estimate

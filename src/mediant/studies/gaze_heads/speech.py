@@ -48,6 +48,7 @@ class Speech:
 
     Attributes:
         heads, beta: which heads are turned, and the bias in logits, from the next description on.
+        stopped: whether the last description was ended by `stop`.
     """
 
     _one_at_a_time = threading.Lock()
@@ -59,6 +60,7 @@ class Speech:
         self._live = Live()
         self._batch: Batch | None = None
         self._stop = threading.Event()
+        self.stopped = False
 
     def show(self, pixels: Pixels) -> None:
         """Look at another picture; nothing is marked on it yet."""
@@ -85,6 +87,7 @@ class Speech:
 
     def stop(self) -> None:
         """End a description that is running."""
+        self.stopped = True
         self._stop.set()
 
     def describe(self, question: str, tokens: int) -> Iterator[Moment]:
@@ -98,6 +101,7 @@ class Speech:
             raise RunError("another description is running; stop it, or wait until it has ended")
         try:
             self._stop.clear()
+            self.stopped = False
             yield from self._said(batch, tokens)
         finally:
             self._one_at_a_time.release()
