@@ -26,7 +26,7 @@ from mediant.core.site import Site
 from mediant.core.span import Span
 from mediant.interventions.edits import Activation, Edit, Targets
 from mediant.interventions.firings import Firing, FiringCount
-from mediant.interventions.taps import Tap, Where, first_input, taps, with_first_input
+from mediant.interventions.taps import Tap, Tokens, first_input, taps, with_first_input
 from mediant.subject import Batch, Subject
 from mediant.subject.open_model import OpenModel
 
@@ -81,7 +81,7 @@ class Active:
         self._lines = [_Line(tap, order) for order in self._orders for tap in taps(subject, order.site)]
         self._memory: dict[nn.Module, Tensor] = {}
         # Targets of the forward in progress that do not depend on an edit, by what they depend on; and the window they hold for.
-        self._shared: dict[tuple[object, ...], tuple[Targets, Where]] = {}
+        self._shared: dict[tuple[object, ...], tuple[Targets, Tokens]] = {}
         self._shared_for: tuple[object, ...] = ()
         self._handles: list[RemovableHandle] = []
 
@@ -179,7 +179,7 @@ class Active:
         window = self.subject.window
         return 0 if window.step is None else 2 * window.step + window.guidance
 
-    def _changes(self, line: _Line, at: Where) -> Tensor | float:
+    def _changes(self, line: _Line, at: Tokens) -> Tensor | float:
         """What was written to this part of the output before, in this forward."""
         written = self.subject.window.written.get(line.tap.module)
         if written is None:
@@ -187,7 +187,7 @@ class Active:
         found = written[at.rows, at.cols]
         return found if line.order.site.head is None else found[:, line.order.site.head]
 
-    def _note_change(self, line: _Line, raw: Tensor, at: Where, change: Tensor) -> None:
+    def _note_change(self, line: _Line, raw: Tensor, at: Tokens, change: Tensor) -> None:
         n_heads = self.subject.shape.n_heads
         written = self.subject.window.written.setdefault(line.tap.module, raw.new_zeros(*raw.shape[:2], n_heads, raw.shape[2]))
         if line.order.site.head is None:
@@ -195,7 +195,7 @@ class Active:
         else:
             written[at.rows, at.cols, line.order.site.head] += change
 
-    def _targets(self, line: _Line, raw: Tensor) -> tuple[Targets, Where]:
+    def _targets(self, line: _Line, raw: Tensor) -> tuple[Targets, Tokens]:
         """The tokens of this forward that a line concerns; found once for all that name a span and no more."""
         window = self.subject.window
         if line.order.limited or (line.order.edit is not None and window.step is not None):
@@ -208,11 +208,11 @@ class Active:
             self._shared[key] = self._placed(line, raw)
         return self._shared[key]
 
-    def _placed(self, line: _Line, raw: Tensor) -> tuple[Targets, Where]:
+    def _placed(self, line: _Line, raw: Tensor) -> tuple[Targets, Tokens]:
         """The same, found anew."""
         targets = self._located(line, raw)
         first, _ = self.subject.window.part(line.tap.stream)
-        return targets, Where(targets.rows, targets.cols - first, raw)
+        return targets, Tokens(targets.rows, targets.cols - first, raw)
 
     def _located(self, line: _Line, raw: Tensor) -> Targets:
         window = self.subject.window

@@ -22,7 +22,7 @@ from mediant.subject.families.two_streams import StreamPlace
 from mediant.subject.open_model import OpenModel
 
 
-class Where:
+class Tokens:
     """Tokens of one tensor that passes: rows, columns counted from its first one, and places counted through all rows.
 
     `whole` says that they are all its tokens in their order, so that nothing needs to be picked out or put back.
@@ -47,7 +47,7 @@ class Where:
 
 @dataclass(frozen=True, eq=False)
 class Tap:
-    """Where a site's tensor passes by.
+    """Tokens a site's tensor passes by.
 
     Attributes:
         side: whether it is the module's input or its output.
@@ -75,7 +75,7 @@ class Tap:
     keyword: str = "hidden_states"
     member: int = 0
 
-    def gather(self, raw: Float[Tensor, "batch pos width"], at: Where, head: int | None, memory: Tensor | None) -> Tensor:
+    def gather(self, raw: Float[Tensor, "batch pos width"], at: Tokens, head: int | None, memory: Tensor | None) -> Tensor:
         """The site's values at some tokens, shape (n, d) or (n, head, d); a view of `raw` where nothing must be picked out."""
         if self.derive is not None:
             assert memory is not None  # noqa: S101 - the partner's hook runs before this module's
@@ -90,7 +90,7 @@ class Tap:
         return chosen
 
     def scatter(
-        self, raw: Float[Tensor, "batch pos width"], at: Where, head: int | None, old: Tensor, new: Tensor, memory: Tensor | None
+        self, raw: Float[Tensor, "batch pos width"], at: Tokens, head: int | None, old: Tensor, new: Tensor, memory: Tensor | None
     ) -> Tensor:
         """What passes instead of `raw` where the site's values at some tokens are `new` instead of `old`."""
         if self.keeps_changes:
