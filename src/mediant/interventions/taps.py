@@ -29,10 +29,10 @@ class Tokens:
     """
 
     def __init__(self, rows: Int[Tensor, " n"], cols: Int[Tensor, " n"], raw: Float[Tensor, "batch pos width"]) -> None:
-        self.rows, self.cols = rows.to(raw.device), cols.to(raw.device)
-        self.places = self.rows * raw.shape[1] + self.cols
-        n = raw.shape[0] * raw.shape[1]
-        self.whole = len(self.places) == n and bool((self.places == torch.arange(n, device=raw.device)).all())
+        # Decided where the indices are, which is not on a GPU: asking one would wait for it.
+        places, n = rows * raw.shape[1] + cols, raw.shape[0] * raw.shape[1]
+        self.whole = len(places) == n and torch.equal(places, torch.arange(n, device=places.device))
+        self.rows, self.cols, self.places = rows.to(raw.device), cols.to(raw.device), places.to(raw.device)
 
     def of(self, raw: Float[Tensor, "batch pos width"]) -> Float[Tensor, "n width"]:
         """The tokens' values: a view if they are all there are, else a copy (four times as fast as two indices in brackets)."""
@@ -47,7 +47,7 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Tap:
-    """Tokens a site's tensor passes by.
+    """Where a site's tensor passes by.
 
     Attributes:
         side: whether it is the module's input or its output.
