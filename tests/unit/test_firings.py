@@ -29,7 +29,7 @@ def firings(shapes: list[tuple[int, ...]]) -> list[tuple[torch.Tensor, torch.Ten
 def test_the_change_is_the_mean_over_firings_of_what_was_added_by_what_was_there(shapes):
     count, pairs = FiringCount(), firings(shapes)
     for step, (old, change) in enumerate(pairs):
-        count.add(old, change, frozenset({step % 3}))
+        count.add(old, old + change, frozenset({step % 3}))
     report = count.report(edits.zero("resid_post.0", "all", Where(steps=(0, 1, 2, 7))))
     assert report.forwards == len(shapes)
     assert report.tokens == sum(shape[0] for shape in shapes)
@@ -41,18 +41,18 @@ def test_reporting_midway_changes_nothing_and_what_is_written_later_is_not_count
     count, pairs = FiringCount(), firings([(2, 8)] * 5)
     asked = edits.zero("resid_post.0", "all")
     for old, change in pairs[:2]:
-        count.add(old, change, frozenset())
+        count.add(old, old + change, frozenset())
     wanted = float(torch.stack([c.norm() / o.norm() for o, c in pairs]).mean())
     count.report(asked)
     for old, change in pairs[2:]:
-        count.add(old, change, frozenset())
+        count.add(old, old + change, frozenset())
         old.zero_()
     assert count.report(asked).change == pytest.approx(wanted, rel=1e-5)
 
 
 def test_half_precision_is_measured_in_full():
     count = FiringCount()
-    count.add(torch.full((1, 2000), 200.0, dtype=torch.float16), torch.full((1, 2000), 100.0, dtype=torch.float16), frozenset())
+    count.add(torch.full((1, 2000), 200.0, dtype=torch.float16), torch.full((1, 2000), 300.0, dtype=torch.float16), frozenset())
     assert count.report(edits.zero("resid_post.0", "all")).change == pytest.approx(0.5)
 
 

@@ -167,10 +167,9 @@ class Active:
                 continue
             new = order.edit.apply(old, targets)
             raw = tap.scatter(raw, at, order.site.head, old, new, memory)
-            change = new - old
             if tap.keeps_changes:
-                self._note_change(line, raw, at, change)
-            order.count.add(old, change, targets.steps)
+                self._note_change(line, raw, at, new - old)
+            order.count.add(old, new, targets.steps)
         return raw
 
     @property

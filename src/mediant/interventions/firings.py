@@ -1,7 +1,7 @@
 """What an edit did, counted while it acts: forwards, tokens, steps, and how much it changed what was there.
 
     count = FiringCount()
-    count.add(old, new - old, steps=frozenset())
+    count.add(old, new, steps=frozenset())
     count.report(edit)           # Firing(label="zero head_z.9.6 at last", forwards=1, tokens=8, change=1.0)
 
 Two norms per firing would cost a small model's token as much as the edit itself, so small firings wait and are
@@ -42,17 +42,17 @@ class FiringCount:
         self._sizes: list[Float[Tensor, "firing 2"]] = []  # norms of the change and of what was there
         self._waiting: list[Float[Tensor, "2 n *d"]] = []
 
-    def add(self, old: Float[Tensor, "n *d"], change: Float[Tensor, "n *d"], steps: frozenset[int]) -> None:
-        """One firing: what was there, what was added to it, and the generated tokens or steps it concerned."""
+    def add(self, old: Float[Tensor, "n *d"], new: Float[Tensor, "n *d"], steps: frozenset[int]) -> None:
+        """One firing: what was there, what was written instead, and the generated tokens or steps it concerned."""
         self.forwards += 1
         self.tokens += old.shape[0]
         self.steps |= steps
-        if old.requires_grad or change.requires_grad:
-            old, change = old.detach(), change.detach()
+        if old.requires_grad or new.requires_grad:
+            old, new = old.detach(), new.detach()
+        both = torch.stack([new, old])
         if old.numel() > _SMALL:
-            self._sizes.append(torch.stack([torch.linalg.vector_norm(each.float()) for each in (change, old)])[None])
+            self._sizes.append(_sizes(both[None]))
             return
-        both = torch.stack([change, old])
         if len(self._waiting) == _TOGETHER or (self._waiting and self._waiting[0].shape != both.shape):
             self._measure()
         self._waiting.append(both)
@@ -69,5 +69,11 @@ class FiringCount:
 
     def _measure(self) -> None:
         if self._waiting:
-            self._sizes.append(torch.linalg.vector_norm(torch.stack(self._waiting).float().flatten(2), dim=-1))
+            self._sizes.append(_sizes(torch.stack(self._waiting)))
             self._waiting.clear()
+
+
+def _sizes(both: Float[Tensor, "firing 2 n *d"]) -> Float[Tensor, "firing 2"]:
+    """Per firing, the norm of the change and of what was there."""
+    new, old = both.float().flatten(2).unbind(1)
+    return torch.stack([torch.linalg.vector_norm(each, dim=-1) for each in (new - old, old)], dim=-1)

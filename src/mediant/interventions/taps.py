@@ -80,7 +80,7 @@ class Tap:
         if self.derive is not None:
             assert memory is not None  # noqa: S101 - the partner's hook runs before this module's
             return self.derive(at.of(memory), at.of(raw))
-        found = at.of(raw)[..., slice(*(self.part or (None,)))]
+        found = at.of(raw) if self.part is None else at.of(raw)[..., slice(*self.part)]
         if not self.heads:
             return found
         split = found.unflatten(-1, (self.heads, -1))
