@@ -65,8 +65,8 @@ def table(everything: dict[str, list[Fault]], rows: Sequence[dict[str, Any]]) ->
     """One row a room, and one for all."""
     sizes = {file: len(made) for file, made in everything.items()}
     lines = [
-        "| room | faults | tried | killed at first | share at first | 95 % | killed now | survivors | of them gaps |",
-        "|---|--:|--:|--:|--:|---|--:|--:|--:|",
+        "| room | faults | tried | killed at first | share at first | 95 % | killed now | share now | survivors | of them gaps |",
+        "|---|--:|--:|--:|--:|---|--:|--:|--:|--:|",
     ]
     reasons = read_reasons()
     for rooms in (*((room,) for room in ROOMS), ROOMS):
@@ -75,14 +75,15 @@ def table(everything: dict[str, list[Fault]], rows: Sequence[dict[str, Any]]) ->
             continue
         first, tried = Counter(r["file"] for r in mine if r["first"] == "killed"), Counter(r["file"] for r in mine)
         share, low, high = weighted({file: (first[file], n) for file, n in tried.items()}, sizes)
-        now = [row for row in mine if row["outcome"] == "killed"]
+        now = Counter(r["file"] for r in mine if r["outcome"] == "killed")
+        share_now, *_ = weighted({file: (now[file], n) for file, n in tried.items()}, sizes)
         left = [row for row in mine if row["outcome"] != "killed"]
         gaps = sum(reasons.get(row["key"], {}).get("kind", "") in ("gap", "") for row in left)
         name = f"`{rooms[0]}`" if len(rooms) == 1 else "**all**"
         possible = sum(n for file, n in sizes.items() if room_of(file) in rooms)
         lines.append(
             f"| {name} | {possible:,} | {len(mine)} | {sum(first.values())} | {share:.1%} | {low:.1%} to {high:.1%} "
-            f"| {len(now)} ({len(now) / len(mine):.1%}) | {len(left)} | {gaps} |"
+            f"| {sum(now.values())} | {share_now:.1%} | {len(left)} | {gaps} |"
         )
     return lines
 

@@ -84,12 +84,15 @@ class Covering:
             file = test.split("::")[0]
             if len(opened) == MOST_FILES and file not in opened:
                 continue
-            opened.add(file)
-            spent += self.seconds[test]
-            if not stages[0] or spent <= FIRST_S:
+            after = spent + self.seconds[test]
+            if not stages[0] or after <= FIRST_S:
                 stages[0].append(test)
-            elif spent <= FIRST_S + THEN_S or not stages[1]:
+            elif after <= FIRST_S + THEN_S or not stages[1]:
                 stages[1].append(test)
+            else:
+                continue  # too slow for what is left; quicker ones may follow
+            opened.add(file)
+            spent = after
         return [stage for stage in stages if stage]
 
 

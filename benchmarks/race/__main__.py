@@ -39,6 +39,7 @@ def main() -> int:
     machine = floor.measured(quick=options.quick)
     print(f"{machine.flops / 1e9:.1f} GFLOP/s, {machine.bytes / 1e9:.1f} GB/s", flush=True)
     arena, results, begun = Arena(quick=options.quick), list[Result](), time.perf_counter()
+    arena.assemble()
     for key in options.rows:
         result = hold(ROWS[key](arena), machine, rounds=options.rounds or (2 if options.quick else None))
         results.append(result)
@@ -52,7 +53,7 @@ def main() -> int:
 
 def show(result: Result) -> None:
     """Print a row."""
-    print(f"\n{result.event.title}  [{result.rounds} rounds; target: {result.event.target}; {'met' if result.met else 'MISSED'}]")
+    print(f"\n{result.event.title}  [{result.rounds} rounds; target: {result.event.target}; {result.verdict}]")
     print(f"  {'mediant':45} {result.seconds:9.4f} s   floor {result.floor:.4f} s, {result.seconds / result.floor:.2f} x")
     for entry in (*([result.bare] if result.bare else []), *result.entries):
         print(f"  {entry.name:45} {told(entry)}")

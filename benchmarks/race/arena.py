@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import mediant as md
@@ -89,6 +89,10 @@ class Arena:
         items = between(abstraction_of("ioi"), "position", task.pairs, n)
         return Interchanges(self.subject, items, site, "last", batch_size=n)
 
+    def assemble(self) -> None:
+        """Import every peer and give it its model now, so that nobody's first run pays for it."""
+        _ = self.lens, self.tracing, self.vene
+
     @cached_property
     def lens(self) -> "Lens":
         """TransformerLens."""
@@ -131,10 +135,19 @@ def twin(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model)
 
 
+class Whole(nn.Linear):
+    """An unembedding that makes its input contiguous first. A class, not a hook: one contender takes all hooks off its model."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.contiguous())
+
+
 def hand_over_whole(model: PreTrainedModel) -> None:
     """Make the unembedding's input contiguous, for everybody alike.
 
     The library cuts the last column out of a batch and hands the unembedding a view, which torch multiplies row by row: with many
     rows, that alone would take longer than the layers. Who folds a sweep into large batches would lose by it.
     """
-    model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+    head = model.get_output_embeddings()
+    assert type(head) is nn.Linear
+    head.__class__ = Whole

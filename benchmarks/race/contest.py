@@ -89,6 +89,7 @@ class Entry:
 
     Attributes:
         ratio: its seconds by ours, round by round, the median.
+        scatter: the lowest and the highest of them.
         deviation: largest difference from our result, relative to the result's largest number.
     """
 
@@ -96,6 +97,7 @@ class Entry:
     status: Literal["equal", "differs", "cannot", "failed"]
     seconds: float | None = None
     ratio: float | None = None
+    scatter: tuple[float, float] | None = None
     deviation: float | None = None
     reason: str = ""
 
@@ -129,6 +131,22 @@ class Result:
         return self.event.target.met(self.to_bare, self.fastest.ratio if self.fastest else None)
 
     @property
+    def close(self) -> bool:
+        """Whether single rounds fall on either side of the target, so that another run may decide otherwise."""
+        target, peer = self.event.target, self.fastest
+        sides = []
+        if target.bare is not None and self.bare is not None and self.bare.scatter is not None:
+            sides.append([1 / each <= target.bare for each in self.bare.scatter])
+        if target.peer is not None and peer is not None and peer.scatter is not None:
+            sides.append([each >= target.peer for each in peer.scatter])
+        return any(len(set(each)) == 2 for each in sides)
+
+    @property
+    def verdict(self) -> str:
+        """`met` or `missed`, and whether by less than rounds differ."""
+        return ("met" if self.met else "missed") + (", within the scatter of rounds" if self.close else "")
+
+    @property
     def sound(self) -> bool:
         """Whether all who took part gave the same result."""
         return all(entry.status in ("equal", "cannot") for entry in (*self.entries, *([self.bare] if self.bare else [])))
@@ -145,8 +163,9 @@ def hold(event: Event, machine: Machine, *, rounds: int | None = None) -> Result
         *(o for o, e in zip(others, checked, strict=True) if isinstance(o, Way) and not o.once and e.status == "equal"),
     ]
     times: dict[str, list[float]] = {way.name: [] for way in racing}
-    for _ in range(rounds):
-        for way in racing:
+    for turn in range(rounds):
+        # Everybody comes first in some round.
+        for way in racing[turn % len(racing) :] + racing[: turn % len(racing)]:
             times[way.name].append(_timed(event, way)[1])
     own = times[event.ours.name]
     entries = [_finished(entry, times.get(entry.name), own) for entry in checked]
@@ -177,7 +196,7 @@ def _checked(event: Event, other: Way | Absent, ours: Tensor) -> Entry:
     if found.shape != wanted.shape:
         return Entry(other.name, "differs", reason=f"shape {tuple(found.shape)} instead of {tuple(wanted.shape)}")
     deviation = float((found - wanted).abs().max() / wanted.abs().max())
-    if deviation > TOLERANCE:
+    if not deviation <= TOLERANCE:  # also where it is not a number
         return Entry(other.name, "differs", deviation=deviation)
     return Entry(other.name, "equal", seconds if other.once else None, deviation=deviation)
 
@@ -186,5 +205,6 @@ def _finished(entry: Entry, times: list[float] | None, own: list[float]) -> Entr
     """The entry with its times."""
     if times is None:
         return replace(entry, ratio=entry.seconds / statistics.median(own)) if entry.seconds else entry
-    ratio = statistics.median(a / b for a, b in zip(times, own, strict=True))
-    return replace(entry, seconds=statistics.median(times), ratio=ratio)
+    ratios = [a / b for a, b in zip(times, own, strict=True)]
+    ratio, scatter = statistics.median(ratios), (min(ratios), max(ratios))
+    return replace(entry, seconds=statistics.median(times), ratio=ratio, scatter=scatter)

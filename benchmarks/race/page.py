@@ -34,11 +34,15 @@ RULES = """## Rules
 
 - **One process, one thread, one model.** All contenders run SmolLM2-135M in float32 in the same process; those that rewire
   their model have a copy of it. No weight is folded or centred, and no weight has a gradient
-  (but for the embedding in TransformerLens's edge attribution, whose own tool needs one to begin from).
+  (but for the embedding in TransformerLens's own edge attribution, which needs one to begin from). Everybody's models are put
+  together before the clock runs, but for pyvene's in sweeps and in learning, one per layer, which a second use would not leave as
+  they were.
 - **Equal results.** Each contender's result is compared with ours; a largest difference above {tolerance:g} of the result's
   largest number counts as *differs* and makes the command fail. Who differs is not timed.
-- **In turn.** After a warm-up, in which results are compared, contenders run one after the other, round by round; seconds are
-  medians over rounds, and ratios are medians of each round's ratio, so a slow moment of the machine hits all alike.
+- **In turn.** After a warm-up, in which results are compared, contenders run one after the other, round by round, and
+  everybody comes first in some round. Seconds are medians over rounds, and ratios are medians of each round's ratio, so a slow
+  moment of the machine hits all alike. In brackets: the lowest and highest ratio of a round. A target that lies between them is
+  met or missed *within the scatter of rounds*.
 - **Peers as fast as they document it,** and faster where a careful user would make them so: no gradients where none are
   needed, only the last token's logits, a key/value cache in generation, source values collected once, many cells folded into
   one batch.
@@ -68,7 +72,7 @@ def record(results: list[Result], machine: Machine) -> None:
 def _line(result: Result) -> dict[str, Any]:
     event = result.event
     return {
-        "row": event.key, "title": event.title, "told": event.told, "target": str(event.target), "met": result.met,
+        "row": event.key, "title": event.title, "told": event.told, "target": str(event.target), "verdict": result.verdict,
         "rounds": result.rounds, "ours_s": result.seconds, "floor_s": result.floor,
         "ours_over_floor": result.seconds / result.floor,
         "ours_over_bare": result.to_bare, "fastest_peer_over_ours": result.fastest.ratio if result.fastest else None,
@@ -79,7 +83,7 @@ def _line(result: Result) -> dict[str, Any]:
 
 def _entry(entry: Entry) -> dict[str, Any]:
     return {
-        "name": entry.name, "status": entry.status, "seconds": entry.seconds, "over_ours": entry.ratio,
+        "name": entry.name, "status": entry.status, "seconds": entry.seconds, "over_ours": entry.ratio, "scatter": entry.scatter,
         "deviation": entry.deviation, "reason": entry.reason,
     }  # fmt: skip
 
@@ -113,8 +117,9 @@ def _summary(rows: list[dict[str, Any]]) -> str:
         cells = [
             f"{i}. {row['title']}", f"**{_seconds(row['ours_s'])}**", _seconds(bare["seconds"]) if bare else "",
             f"{_seconds(best['seconds'])} ({best['name']})" if best else "none",
-            f"**{best['over_ours']:.2f}**" if best else "", f"{row['ours_over_bare']:.2f}" if row["ours_over_bare"] else "",
-            _seconds(row["floor_s"]), f"{row['ours_over_floor']:.1f}", row["target"], "met" if row["met"] else "**missed**",
+            f"**{best['over_ours']:.2f}**{_scatter(best)}" if best else "",
+            f"{row['ours_over_bare']:.2f}" if row["ours_over_bare"] else "",
+            _seconds(row["floor_s"]), f"{row['ours_over_floor']:.1f}", row["target"], _verdict(row),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -139,15 +144,26 @@ def _section(number: int, row: dict[str, Any]) -> str:
         if entry["seconds"] is None:
             lines.append(f"| {entry['name']} | {entry['status']} | | {entry['reason'] or _deviation(entry)} |")
         else:
-            lines.append(f"| {entry['name']} | {_seconds(entry['seconds'])} | {entry['over_ours']:.2f} | {_deviation(entry)} |")
-    verdict, reason = ("met", "") if row["met"] else ("missed", REASONS.get(row["row"], ""))
+            ratio = f"{entry['over_ours']:.2f}{_scatter(entry)}"
+            lines.append(f"| {entry['name']} | {_seconds(entry['seconds'])} | {ratio} | {_deviation(entry)} |")
+    reason = REASONS.get(row["row"], "") if row["verdict"].startswith("missed") else ""
     rounds = f"{row['rounds']} round" + ("s" if row["rounds"] > 1 else "")
     lines += [
         "",
-        " ".join(part for part in (f"{rounds}. Target: {row['target']}; **{verdict}**.", row["note"], reason) if part),
+        " ".join(part for part in (f"{rounds}. Target: {row['target']}; {_verdict(row)}.", row["note"], reason) if part),
         "",
     ]
     return "\n".join(lines)
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    word, _, rest = str(row["verdict"]).partition(",")
+    return f"**{word}**{',' if rest else ''}{rest}" if word == "missed" else str(row["verdict"])
+
+
+def _scatter(entry: dict[str, Any]) -> str:
+    """The lowest and highest ratio of a round."""
+    return f" ({entry['scatter'][0]:.2f} to {entry['scatter'][1]:.2f})" if entry["scatter"] else ""
 
 
 def _deviation(entry: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from benchmarks.race.arena import Prompts, twin
+from benchmarks.race.arena import LAST, Prompts, twin
 from benchmarks.race.peers.lens import bridged
 from torch import Tensor
 
@@ -22,10 +22,11 @@ class LensEdges:
     """TransformerLens scoring every edge."""
 
     def __init__(self, subject: Subject) -> None:
+        self.bridge = bridged(twin(subject.model), subject.tokenizer)
+        # Its own tool needs a gradient to begin somewhere; no other weight has one, which is less to compute.
         model = twin(subject.model)
-        # Its own tool needs a gradient to begin somewhere; weights above the embedding have none, which is less to compute.
         model.get_input_embeddings().weight.requires_grad_(True)
-        self.bridge = bridged(model, subject.tokenizer)
+        self.documented_bridge = bridged(model, subject.tokenizer)
         self.graph: CircuitGraph = graph_of(subject)
         self.width = subject.shape.d_model
 
@@ -39,7 +40,7 @@ class LensEdges:
             right, wrong = prompts.batch.answers[row][0], prompts.batch.counterfactual_answers[row][0]
             # Its gradient is taken at what it calls the corrupt run, ours at the clean one.
             found = attribution_patch(
-                self.bridge, prompts.source[row : row + 1], prompts.ids[row : row + 1],
+                self.documented_bridge, prompts.source[row : row + 1], prompts.ids[row : row + 1],
                 lambda logits, right=right, wrong=wrong: logits[0, -1, right] - logits[0, -1, wrong],
                 EdgeAttributionConfig(granularity="edge"),
             )  # fmt: skip
@@ -72,6 +73,9 @@ class LensEdges:
 
             return name, hook
 
+        def begin(values: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - called by name
+            return values.detach().requires_grad_(True)
+
         def read(name: str) -> tuple[str, Callable[..., None]]:
             place, known = readers[name], self.graph.readable(readers[name].start)
 
@@ -85,9 +89,10 @@ class LensEdges:
         model.set_use_hook_mlp_in(True)
         try:
             with torch.no_grad():
-                model.run_with_hooks(prompts.source, fwd_hooks=[write(name, 1) for name in writers], logits_to_keep=1)
-            with model.hooks(fwd_hooks=[write(name, -1) for name in writers], bwd_hooks=[read(name) for name in readers]):
-                prompts.score(model(prompts.ids, logits_to_keep=1)[:, -1]).sum().backward()
+                model.run_with_hooks(prompts.source, fwd_hooks=[write(name, 1) for name in writers], **LAST)
+            steps = [("hook_embed", begin), *[write(name, -1) for name in writers]]
+            with model.hooks(fwd_hooks=steps, bwd_hooks=[read(name) for name in readers]):
+                prompts.score(model(prompts.ids, **LAST)[:, -1]).sum().backward()
         finally:
             model.set_use_attn_result(False)
             model.set_use_split_qkv_input(False)

@@ -22,6 +22,7 @@ class Vene:
 
         self.pyvene, self.model = pyvene, model
         self.n_layers, self.n_heads = model.config.num_hidden_layers, model.config.num_attention_heads
+        self._steered: tuple[Tensor, Any] | None = None
         self.plain = pyvene.IntervenableModel([], model=model)
         sites = [(kind, layer) for kind in ("block_output", "attention_value_output") for layer in range(self.n_layers)]
         self.collecting = pyvene.IntervenableModel(
@@ -82,12 +83,7 @@ class Vene:
     def generate(self, ids: Tensor, vectors: Tensor, new: int) -> Tensor:
         """Greedy tokens with a vector added to the stream after every layer."""
 
-        def adding(vector: Tensor) -> Any:
-            return lambda base, source: base + vector  # noqa: ARG005 - pyvene hands over both
-
-        places = [{"component": f"model.layers[{i}].output", "intervention": adding(v)} for i, v in enumerate(vectors)]
-        steered = self.pyvene.IntervenableModel(places, model=self.model)
-        _, found = steered.generate(
+        _, found = self._steering(vectors).generate(
             {"input_ids": ids}, intervene_on_prompt=True, max_new_tokens=new, min_new_tokens=new, do_sample=False
         )
         return found[:, ids.shape[1] :]
@@ -108,7 +104,19 @@ class Vene:
 
         return descended(rotate.parameters(), loss, steps=steps)
 
+    def _steering(self, vectors: Tensor) -> Any:
+        """A model that adds these vectors, put together at its first use."""
+
+        def adding(vector: Tensor) -> Any:
+            return lambda base, source: base + vector  # noqa: ARG005 - pyvene hands over both
+
+        if self._steered is None or self._steered[0] is not vectors:
+            places = [{"component": f"model.layers[{i}].output", "intervention": adding(v)} for i, v in enumerate(vectors)]
+            self._steered = vectors, self.pyvene.IntervenableModel(places, model=self.model)
+        return self._steered[1]
+
     def _swapping(self, layer: int, component: str, unit: str) -> tuple[Any, str]:
+        """A model that swaps one place; made anew each time, because a used one gives other numbers for other locations."""
         place = {"layer": layer, "component": component, "unit": unit, "intervention_type": self.pyvene.VanillaIntervention}
         made = self.pyvene.IntervenableModel(place, model=self.model)
         (key,) = made.interventions

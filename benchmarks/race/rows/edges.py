@@ -1,7 +1,5 @@
 """Row 6: attribution of every edge of the circuit graph."""
 
-from functools import cache
-
 import torch
 from benchmarks.race import floor
 from benchmarks.race.arena import Arena
@@ -18,7 +16,7 @@ so all contenders get a copy of the model in which every query head has a key an
 weights; it gives the same logits. Ours is `search.eap`. TransformerLens is once its own
 `attribution_patch(granularity="edge")`, which keeps an object per edge and token and is timed once, at its first run; and
 once the usual recipe, written on its split inputs and head results: both forwards in one batch each, one backward, one
-product per reading place."""
+product per reading place, no weight with a gradient."""
 REASON = (
     "it has no edge attribution, and a recipe needs the stream as each head's query, key and value read it, which in the "
     "library's own model is one tensor for all of them"
@@ -30,7 +28,7 @@ def event(arena: Arena) -> Event:
     prompts = arena.prompts(1 if arena.quick else 2)
     subject = arena.ungrouped
     graph, shape, n = graph_of(subject), subject.shape, len(prompts.ids)
-    lens = cache(lambda: LensEdges(subject))
+    lens = LensEdges(subject)
 
     def ours() -> Tensor:
         return torch.from_numpy(eap(subject, prompts.pairs, batch_size=n).within[0])
@@ -46,8 +44,8 @@ def event(arena: Arena) -> Event:
     return Event(
         "edges", "Scores of every edge", told, ours=Way("mediant", ours),
         peers=(
-            Way("TransformerLens, attribution_patch", lambda: lens().documented(prompts), once=True),
-            Way("TransformerLens, recipe on its hooks", lambda: lens().recipe(prompts)),
+            Way("TransformerLens, attribution_patch", lambda: lens.documented(prompts), once=True),
+            Way("TransformerLens, recipe on its hooks", lambda: lens.recipe(prompts)),
             Absent("nnsight", REASON), Absent("pyvene", REASON),
         ),
         cost=once + once + once + products, target=Target(peer=1.0), rounds=3, gradients=True,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mediant.interventions.edits import Edit
 
-# Numbers in a firing that waits, and how many wait for one another: together at most a megabyte per edit.
+# Numbers in a firing that waits, and how many wait for one another: together at most two megabytes per edit.
 _SMALL = 4096
 _TOGETHER = 64
 
@@ -49,10 +49,10 @@ class FiringCount:
         self.steps |= steps
         if old.requires_grad or new.requires_grad:
             old, new = old.detach(), new.detach()
-        both = torch.stack([new, old])
         if old.numel() > _SMALL:
-            self._sizes.append(_sizes(both[None]))
+            self._sizes.append(_sizes(new[None], old[None]))
             return
+        both = torch.stack([new, old])
         if len(self._waiting) == _TOGETHER or (self._waiting and self._waiting[0].shape != both.shape):
             self._measure()
         self._waiting.append(both)
@@ -69,11 +69,11 @@ class FiringCount:
 
     def _measure(self) -> None:
         if self._waiting:
-            self._sizes.append(_sizes(torch.stack(self._waiting)))
+            self._sizes.append(_sizes(*torch.stack(self._waiting, 1)))
             self._waiting.clear()
 
 
-def _sizes(both: Float[Tensor, "firing 2 n *d"]) -> Float[Tensor, "firing 2"]:
+def _sizes(new: Float[Tensor, "firing n *d"], old: Float[Tensor, "firing n *d"]) -> Float[Tensor, "firing 2"]:
     """Per firing, the norm of the change and of what was there."""
-    new, old = both.float().flatten(2).unbind(1)
-    return torch.stack([torch.linalg.vector_norm(each, dim=-1) for each in (new - old, old)], dim=-1)
+    was = old.float().flatten(1)
+    return torch.stack([torch.linalg.vector_norm(each, dim=-1) for each in (new.float().flatten(1) - was, was)], dim=-1)
