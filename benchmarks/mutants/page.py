@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.mutants.faults import AT_LEAST, Fault
 from benchmarks.mutants.tree import ROOMS, ROOT
+from benchmarks.mutants.trial import MOST_FILES
 
 PAGE = ROOT / "docs" / "mutation.md"
 REASONS = Path(__file__).with_name("reasons.toml")
@@ -32,8 +33,8 @@ survives when none does. `make mutants` makes this page.
 - **The sample**: {tried} of {possible:,} faults, drawn by a seeded hash, at least {least} of every file that has as many.
   Shares are weighted by each file's number of faults; intervals are Wilson's, 95 %, with the effective size.
 - **Tests**: those of `unit` and `golden` that run the faulty line, nearest and fastest first, until one fails; for a fault that
-  passes them, the other tests of the nearest files too, to {budget:.0f} seconds' worth. Where that seemed too few, files
-  of these folders and of `contract` that are about its code were run whole. End-to-end and documentation tests are left out, so a
+  passes them, the other tests of the nearest files too, to {budget:.0f} seconds' worth and from at most {files} files. Where that
+  seemed too few, files of these folders and of `contract` that are about its code were run whole. End-to-end and documentation tests are left out, so a
   survivor here may still be noticed there. Over five times the usual processor time and 20 s counts as killed.
 - **At first** is what tests noticed before anybody had looked at the sample: it says how many of all the faults they notice.
   **Now** is after tests were added for gaps that the sample showed, and says nothing about faults outside it.
@@ -148,7 +149,7 @@ def write(everything: dict[str, list[Fault]], sample: Sequence[Fault], rows: Seq
     tried = Counter(row["file"] for row in mine)
     least = min(tried[file] for file, made in everything.items() if len(made) >= AT_LEAST)
     possible = sum(map(len, everything.values()))
-    lines = [LEAD.format(tried=len(mine), possible=possible, least=least, budget=budget)]
+    lines = [LEAD.format(tried=len(mine), possible=possible, least=least, budget=budget, files=MOST_FILES)]
     lines += [*table(everything, mine), "", killers([row for row in mine if row["outcome"] == "killed"])]
     if missing:
         lines.append(f"{missing} more faults of the sample are not tried yet; `make mutants` goes on with them.")

@@ -248,3 +248,15 @@ def test_few_templates_with_a_single_item_each_do_not_give_intervals_of_no_width
     assert width(alone.ci95) > 2
     mixed = estimate(np.array([*values, *range(20)], dtype=float), clusters=["a", "b", "c", *["d"] * 20])
     assert mixed.ci95 == estimate(np.array([*values, *range(20)], dtype=float)).ci95
+
+
+def test_a_mean_over_draws_by_a_denominator_is_the_ratio_of_means_and_varies_with_both():
+    table, below = np.array([[1.0, 2.0, 3.0, 6.0], [3.0, 2.0, 1.0, 2.0]]), np.array([2.0, 2.0, 2.0, 4.0])
+    found = mean_over_draws(table, below)
+    assert found.value == pytest.approx(2.5 / 2.5)
+    assert found.n == 4
+    # Where every draw is the same multiple of what is below, there is nothing to vary.
+    assert mean_over_draws(np.stack([below, below]) * 0.3, below).ci95 == pytest.approx((0.3, 0.3))
+    assert mean_over_draws(table, np.full(4, 2.0)).ci95 == pytest.approx(np.array(mean_over_draws(table / 2.0).ci95))
+    with pytest.raises(TaskError, match="mean is not zero"):
+        mean_over_draws(table, np.array([1.0, -1.0, 1.0, -1.0]))

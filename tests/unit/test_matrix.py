@@ -15,7 +15,7 @@ from mediant.studies.mediation.answers import das_controls, half_carried, one_ru
 from mediant.studies.mediation.config import Config
 from mediant.studies.mediation.data import Data
 from mediant.studies.mediation.ground import LAST, AnswerGround, Ground
-from mediant.studies.mediation.measures import Measuring, Tried, beats, verdicts
+from mediant.studies.mediation.measures import Measuring, Tried, beats, leading, verdicts
 from mediant.studies.mediation.mediators import Features, Neurons, edges_of, places_of
 from mediant.studies.mediation.ready import Answers
 from mediant.subject.untrained import untrained
@@ -187,7 +187,7 @@ def test_what_never_suffices_and_what_random_units_do_as_well_is_said():
     assert found["head_patching_sparsity"].value is None
     assert "4 units, the largest set tried, carry less than 80%" in (found["head_patching_sparsity"].reason or "")
     assert not beats(found, entry([0]))
-    assert "No better than random: patched one by one of heads." in verdicts(found, [entry([0])])
+    assert "Not shown to be better than random: patched one by one of heads." in verdicts(found, [entry([0])])
 
 
 def iia(value: float, half: float = 0.05) -> Measure:
@@ -196,12 +196,50 @@ def iia(value: float, half: float = 0.05) -> Measure:
 
 def test_das_that_does_as_well_on_random_weights_says_so():
     found = measured([0.1, 0.2, 0.9], 0.1)
-    good = found | {"das_iia": iia(0.9), "das_iia_random_weights": iia(0.5)}
+    good = found | {"das_iia": iia(0.9), "das_iia_random_weights": iia(0.5), "das_iia_over_random_weights": iia(0.4)}
     assert verdicts(good, [entry([0])])[-1] == (
-        "DAS turns 0.90 of the answers, and 0.50 in the same architecture with random weights."
+        "DAS turns 0.90 of the answers here and 0.50 in the same architecture with random weights: 0.40 more, pair by pair "
+        "(0.35 to 0.45)."
     )
-    bad = found | {"das_iia": iia(0.9), "das_iia_random_weights": iia(0.85)}
-    assert verdicts(bad, [entry([0])])[-1].startswith("Control failed: DAS turns 0.90 of the answers here and 0.85")
+    bad = found | {"das_iia": iia(0.9), "das_iia_random_weights": iia(0.87), "das_iia_over_random_weights": iia(0.03)}
+    said = verdicts(bad, [entry([0])])[-1]
+    assert said.startswith("Control failed: DAS turns 0.90 of the answers here and 0.87")
+    assert "+0.03 pair by pair, and an interval of -0.02 to +0.08" in said
+
+
+def test_what_is_more_than_random_is_decided_pair_by_pair():
+    # Effects differ a lot between pairs, and the search adds the same little to each: intervals of the two overlap.
+    spread = np.linspace(0.2, 1.8, 20)
+    pairs = tuple(replace(pair, id=f"{pair.id}-{i}") for i in range(5) for pair in builders.pairs())
+    total, one = np.full(20, -4.0), entry([0, 1])
+    drawn = np.stack([0.3 * spread * total, 0.3 * spread * total])
+    for more, wins in ((0.02, True), (0.0, False), (-0.02, False)):
+        judged = (0.3 * spread + more) * total
+        tried = Tried(
+            {"judged": {one.name: judged}, "texts": {one.name: spread}, "heldout": {}, "other": {}},
+            {"judged": {"head": drawn}, "texts": {"head": drawn}, "heldout": {}, "other": {}},
+            {"judged": total, "validation": total}, {one.name: np.stack([judged])}, {one.name: [1]},
+        )  # fmt: skip
+        data = Data("toy", "", "logit_diff", pairs, pairs, pairs, (), (), pairs, ("last",), "", (), {"heldout": "", "other": ""})
+        found = Measuring(Config(), data, {}).all([one], tried, {"das_iia": spread > 0.5, "das_iia_random_weights": spread > 1})
+        assert found["head_patching_over_random"].value == pytest.approx(more, abs=1e-12)
+        assert beats(found, one) == wins
+        own, random = found["head_patching_faithfulness"].ci95, found["head_random_faithfulness"].ci95
+        assert own[0] < random[1]
+        assert found["das_iia_over_random_weights"].value == pytest.approx(np.mean((spread > 0.5) & (spread <= 1)))
+
+
+def test_the_leading_search_is_chosen_on_validation_pairs_at_the_compared_size():
+    config, total = Config(share=0.25), {"validation": np.array([-2.0, -2.0])}
+    first, second = entry([0, 1, 2, 3]), replace(entry([0, 1, 2, 3]), search=replace(entry([0]).search, slug="attribution"))
+    assert first.name != second.name
+    size = method.compared(config, first)
+    sizes = [1, size, 2 * size] if size > 1 else [size, 2, 3]
+    at = sizes.index(size)
+    low, high = np.full((3, 2), -1.9), np.full((3, 2), -0.1)
+    low[at], high[at] = -0.5, -1.0
+    tried = Tried({}, {}, total, {first.name: low, second.name: high}, {first.name: sizes, second.name: sizes})
+    assert leading([first, second], tried, config) is second
 
 
 def test_das_controls_are_the_same_search_where_there_is_nothing():

@@ -56,7 +56,6 @@ def test_a_set_of_heads_is_the_joint_patch_of_them(ready: Answers):
     sites = [site for site, _ in heads.places]
     assert effect(ready, heads, [1, 7, 9]) == pytest.approx(ready.patcher.joint([sites[i] for i in (1, 7, 9)]), abs=1e-6)
     assert heads.label(7) == "head_z.1.3"
-    assert heads.numbers([1, 7]) == 2 * ready.subject.shape.d_head
     layers = places_of(ready.subject, "layer", ["last", "S"])
     assert layers.label(4) == "resid_post.1 at S"
 

@@ -111,16 +111,31 @@ def estimate_ratio(
 
 
 def mean_over_draws(
-    values: npt.ArrayLike, *, clusters: Sequence[str] | None = None, seed: int = 0, draws: int = DRAWS
+    values: npt.ArrayLike,
+    denominator: npt.ArrayLike | None = None,
+    *,
+    clusters: Sequence[str] | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
 ) -> Estimate:
-    """Mean of a (draw, item) table, resampling draws and items: for controls drawn at random several times."""
+    """Mean of a (draw, item) table, resampling draws and items: for controls drawn at random several times.
+
+    Args:
+        denominator: per item; the mean is then divided by its mean over the same items.
+    """
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 2 or not table.size or not np.isfinite(table).all():
         raise TaskError(f"expected a finite (draw, item) table, got shape {table.shape}")
+    bottom = np.ones(table.shape[1]) if denominator is None else np.asarray(denominator, dtype=np.float64)
+    if bottom.shape != table.shape[1:] or not np.isfinite(bottom).all() or bottom.mean() == 0:
+        raise TaskError(f"expected {table.shape[1]} finite numbers below, whose mean is not zero, got shape {bottom.shape}")
     rng = np.random.default_rng(seed + 1)
     items = resamples(table.shape[1], clusters, draws=draws, seed=seed)
-    drawn = [table[rng.integers(table.shape[0], size=table.shape[0])][:, i].mean() for i in items]
-    return Estimate(float(table.mean()), _interval(drawn), table.shape[1])
+    chosen = (rng.integers(table.shape[0], size=table.shape[0]) for _ in items)
+    pairs = [(table[rows][:, i].mean(), bottom[i].mean()) for rows, i in zip(chosen, items, strict=True)]
+    # A resample without anything below has no ratio to contribute.
+    drawn = [above / below for above, below in pairs if below != 0]
+    return Estimate(float(table.mean() / bottom.mean()), _interval(drawn), table.shape[1])
 
 
 def _interval(drawn: Sequence[float]) -> tuple[float, float]:

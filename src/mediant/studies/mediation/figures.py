@@ -9,7 +9,7 @@ from mediant.measures.effects import cluster_labels
 from mediant.measures.intervals import Array, estimate_ratio
 from mediant.report.figures import ACCENT, MUTED, SECOND, THIRD, Line, Point, curves, intervals, share_maps
 from mediant.report.page import Page, Section, Table, number
-from mediant.studies.mediation.measures import IIA, WORSE, Tried, beats, plural, verdicts
+from mediant.studies.mediation.measures import IIA, WORSE, Tried, beats, leading, plural, verdicts
 from mediant.studies.mediation.method import Entry
 from mediant.studies.mediation.searches import FAMILIES
 from mediant.studies.mediation.study import Findings
@@ -54,30 +54,30 @@ def page(result: Result, found: Findings, subject: OpenModel) -> Page:
     return Page("Mediators and searches", lead, result, sections, headline)
 
 
-def _best(entries: Sequence[Entry], measures: Mapping[str, Measure], what: str) -> Array:
-    """(kind, family): the measure of each cell's most faithful search; NaN where none was run."""
+def _best(found: Findings, measures: Mapping[str, Measure], what: str) -> Array:
+    """(kind, family): the measure of each cell's leading search; NaN where none was run."""
+    entries, config = found.entries, found.ground.config
     kinds = list(dict.fromkeys(entry.kind for entry in entries))
     table = np.full((len(kinds), len(FAMILIES)), np.nan)
     for i, kind in enumerate(kinds):
         for j, family in enumerate(FAMILIES):
             mine = [e for e in entries if e.kind == kind and e.search.family == family and not e.reason]
             if mine:
-                best = max(mine, key=lambda entry: measures[f"{entry.name}_faithfulness"].value or 0.0)
-                value = measures[f"{best.name}_{what}"].value
+                value = measures[f"{leading(mine, found.tried, config).name}_{what}"].value
                 table[i, j] = np.nan if value is None else value
     return table
 
 
 def _matrix(found: Findings, measures: Mapping[str, Measure]) -> Section:
     kinds = list(dict.fromkeys(entry.kind for entry in found.entries))
-    table = _best(found.entries, measures, "faithfulness")
+    table = _best(found, measures, "faithfulness")
     figure = share_maps(
         [("share of the total effect", np.clip(table, 0, None))], list(COLUMNS.values()), kinds, row_title="", written=True
     )
     text = (
         "Share of the total effect that comes with the counterfactual's values of the units found; where a cell has several "
-        "searches, of the most faithful. Empty cells are explained at the end of the page. Coarse mediators hand on everything: "
-        "see below what else."
+        "searches, of the most faithful on validation pairs. Empty cells are explained at the end of the page. Coarse mediators "
+        "hand on everything: see below what else."
     )
     return Section("The matrix", text, figure=figure)
 
@@ -86,7 +86,7 @@ def _beside(found: Findings, measures: Mapping[str, Measure]) -> Section:
     kinds = list(dict.fromkeys(entry.kind for entry in found.entries))
     tables = []
     for what, title in (("leak", "handed on besides"), ("stability", "same in both halves")):
-        table = _best(found.entries, measures, what)
+        table = _best(found, measures, what)
         if not np.isnan(table).all():
             tables.append((title, np.clip(table, 0, 1.2)))
     text = (

@@ -13,15 +13,17 @@ from mediant.measures.faithfulness import size_at
 from mediant.measures.intervals import Array, Estimate, estimate, estimate_ratio, mean_over_draws, resamples
 from mediant.studies.mediation.config import Config
 from mediant.studies.mediation.data import Data
-from mediant.studies.mediation.method import Entry
+from mediant.studies.mediation.method import Entry, compared
 
 SHARE = "Share of the total effect that comes with the counterfactual's values of {what}"
 DEFINITIONS = {
     "faithfulness": SHARE + ", on pairs no search saw (1 = all of it).",
     "generality": "The same on sentence frames and words used nowhere else.",
-    "leak": "The same between prompts that differ in everything but the variable; a mediator of it alone leaks nothing.",
+    "leak": "The same between prompts in one frame that share the variable and differ in the words around it; a mediator of the "
+    "variable alone leaks nothing.",
     "disturbance": "Mean KL divergence (nats) of the next token of unrelated sentences when {what} get another's values.",
     "sparsity": "Share of all units of the kind that carries {enough:.0%} of the total effect, on validation pairs.",
+    "over_random": "Faithfulness of {what} less that of as many random ones, pair by pair; above 0 where something was found.",
     "stability": "Overlap of {what} found on either half of the discovery pairs (Jaccard; of subspaces, mean squared cosine).",
     "forwards": "Prompts run forward to find them, a whole forward of one discovery prompt being 1.",
     "backwards": "Of these, prompts that gradients were taken of.",
@@ -32,11 +34,12 @@ IIA = {
     "das_iia_shuffled_answers": "The same of a subspace learned towards answers that are the counterfactual's or the clean "
     "prompt's by the toss of a coin; against the true ones.",
     "das_iia_random_weights": "The same search on the same architecture with random weights: what DAS makes of nothing.",
+    "das_iia_over_random_weights": "Share of pairs turned on the trained weights less that on random weights, pair by pair.",
 }
-WORSE = "No better than random"
+WORSE = "Not shown to be better than random"
 CONTROLS = ("faithfulness", "generality", "leak", "disturbance")
 # Set of pairs behind each of them.
-SETS = {"faithfulness": "judged", "generality": "heldout", "leak": "other", "disturbance": "texts"}
+SETS = {"faithfulness": "judged", "over_random": "judged", "generality": "heldout", "leak": "other", "disturbance": "texts"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ class Measuring:
         for kind in dict.fromkeys(entry.kind for entry in entries):
             for what in CONTROLS:
                 found[f"{kind}_random_{what}"] = self._random(kind, what, tried)
+        if "das_iia_random_weights" in controls:
+            over = np.subtract(controls["das_iia"], controls["das_iia_random_weights"])
+            controls = {**controls, "das_iia_over_random_weights": over.tolist()}
         for name, hits in controls.items():
             control = None if name.endswith(("random_weights", "shuffled_answers")) else "das_iia_random_weights"
             clusters = cluster_labels([p.template for p in (self.data.heldout if name.endswith("heldout") else self.data.judged)])
@@ -96,6 +102,10 @@ class Measuring:
             return Measure(value=one.value, n=one.n, ci95=one.ci95, definition=definition, control=control)
         if what == "sparsity":
             return self._sparsity(entry, tried, definition)
+        if what == "over_random":
+            table = tried.entries["judged"][entry.name] - tried.random["judged"][entry.kind]
+            one = self._over_draws(what, table, tried)
+            return Measure(value=one.value, n=one.n, ci95=one.ci95, definition=definition)
         n = len(self.data.discovery)
         if what == "stability":
             reason = "of one split into halves, so it has no interval"
@@ -115,10 +125,15 @@ class Measuring:
         table = tried.random[SETS[what]].get(kind)
         if table is None:
             return Measure(value=None, n=0, definition=definition, reason=self.data.missing[SETS[what]])
-        pairs, seed = self.data.sets[SETS[what]], self.config.seed
-        whole = 1.0 if what == "disturbance" else float(tried.total[SETS[what]].mean())
-        one = mean_over_draws(table / whole, clusters=cluster_labels([pair.template for pair in pairs]), seed=seed)
+        one = self._over_draws(what, table, tried)
         return Measure(value=one.value, n=one.n, ci95=one.ci95, definition=definition)
+
+    def _over_draws(self, what: str, table: Array, tried: Tried) -> Estimate:
+        """Mean of a (draw, pair) table, as a share of the total effect where it is one."""
+        name = SETS[what]
+        total = None if what == "disturbance" else tried.total[name]
+        clusters = cluster_labels([pair.template for pair in self.data.sets[name]])
+        return mean_over_draws(table, total, clusters=clusters, seed=self.config.seed)
 
     def _sparsity(self, entry: Entry, tried: Tried, definition: str) -> Measure:
         assert entry.among is not None  # noqa: S101 - empty entries have no curve
@@ -146,15 +161,25 @@ class Measuring:
         return Measure(value=None, n=0, definition=definition, reason=entry.reason)
 
 
+def leading(entries: Sequence[Entry], tried: Tried, config: Config) -> Entry:
+    """The most faithful of several searches on validation pairs; those it is judged on would flatter whatever they chose."""
+
+    def carried(entry: Entry) -> float:
+        at = list(tried.ladders[entry.name]).index(compared(config, entry))
+        return float(tried.curves[entry.name][at].mean() / tried.total["validation"].mean())
+
+    return max(entries, key=carried)
+
+
 def plural(kind: str) -> str:
     """What several units of a kind are called."""
     return "axes" if kind == "axis" else f"{kind}s"
 
 
 def beats(measures: Mapping[str, Measure], entry: Entry) -> bool:
-    """Whether a cell's whole interval lies above its row's control."""
-    own, control = measures[f"{entry.name}_faithfulness"], measures[f"{entry.kind}_random_faithfulness"]
-    return own.ci95 is not None and control.ci95 is not None and own.ci95[0] > control.ci95[1]
+    """Whether a cell carries more than as many random units, pair by pair, with its whole interval."""
+    over = measures[f"{entry.name}_over_random"]
+    return over.ci95 is not None and over.ci95[0] > 0
 
 
 def verdicts(measures: Mapping[str, Measure], entries: Sequence[Entry]) -> list[str]:
@@ -170,13 +195,14 @@ def verdicts(measures: Mapping[str, Measure], entries: Sequence[Entry]) -> list[
 
 
 def _das(measures: Mapping[str, Measure]) -> str:
-    own, none = measures["das_iia"], measures["das_iia_random_weights"]
-    assert own.ci95 is not None  # noqa: S101 - both are given
-    assert none.ci95 is not None  # noqa: S101 - both are given
-    if own.ci95[0] > none.ci95[1]:
-        return f"DAS turns {own.value:.2f} of the answers, and {none.value:.2f} in the same architecture with random weights."
+    own, none, over = (measures[name] for name in ("das_iia", "das_iia_random_weights", "das_iia_over_random_weights"))
+    assert over.ci95 is not None  # noqa: S101 - it is given
+    assert over.value is not None  # noqa: S101 - it is given
+    low, high = over.ci95
+    said = f"DAS turns {own.value:.2f} of the answers here and {none.value:.2f} in the same architecture with random weights"
+    if low > 0:
+        return f"{said}: {over.value:.2f} more, pair by pair ({low:.2f} to {high:.2f})."
     return (
-        f"Control failed: DAS turns {own.value:.2f} of the answers here and {none.value:.2f} in the same architecture with "
-        "random weights, where nothing was learned; its interval does not lie above that one's. What it found may be of its own "
-        "making."
+        f"Control failed: {said}, where nothing was learned; {over.value:+.2f} pair by pair, and an interval of {low:+.2f} to "
+        f"{high:+.2f} leaves it open whether that is more. What it found may be of its own making."
     )

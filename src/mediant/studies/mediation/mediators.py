@@ -55,10 +55,6 @@ class Kind(Protocol):
         """What a unit is called."""
         ...
 
-    def numbers(self, units: Units) -> int:
-        """How many numbers per token an exchange of them replaces."""
-        ...
-
     def exchange(self, ready: Ready, units: Units) -> Any:
         """What comes of it when these units have the source's values and nothing else is touched."""
         ...
@@ -70,7 +66,6 @@ class Places:
 
     name: str
     places: tuple[tuple[Site, Span], ...]
-    width: int
 
     @property
     def n_units(self) -> int:
@@ -86,10 +81,6 @@ class Places:
         """Site, and the span where it is not everywhere."""
         site, span = self.places[unit]
         return str(site) if span == Span("all") else f"{site} at {span}"
-
-    def numbers(self, units: Units) -> int:
-        """Each is as wide as its site."""
-        return self.width * len(units)
 
     def exchange(self, ready: Ready, units: Units) -> Any:
         """One swap per place."""
@@ -119,10 +110,6 @@ class Neurons:
         """Site, with the neuron's number in brackets."""
         layer, neuron = divmod(unit, self.per_layer)
         return f"mlp_post.{layer}[{neuron}]"
-
-    def numbers(self, units: Units) -> int:
-        """One each."""
-        return len(units)
 
     def exchange(self, ready: Ready, units: Units) -> Any:
         """One swap per layer."""
@@ -176,10 +163,6 @@ class Features:
         """Kind and number."""
         return f"{self.name} {unit}"
 
-    def numbers(self, units: Units) -> int:
-        """One each."""
-        return len(units)
-
     def edits(self, ready: Ready, units: Units) -> list[Edit]:
         """Swaps in this basis."""
         index = tuple(int(i) for i in units)
@@ -195,7 +178,6 @@ class Edges:
     """Every edge of the circuit graph, at all tokens."""
 
     graph: CircuitGraph
-    d_model: int
     name: str = "edge"
     _number: Ints = field(init=False, repr=False)
 
@@ -229,10 +211,6 @@ class Edges:
         target, source = self.places[unit]
         return str(self.graph.edge(int(target), int(source)))
 
-    def numbers(self, units: Units) -> int:
-        """A whole contribution to the stream each."""
-        return self.d_model * len(units)
-
     def exchange(self, ready: Ready, units: Units) -> Outcome:
         """All gates open but those of these edges, which carry the source's values."""
         assert isinstance(ready, Answers)  # noqa: S101 - pictures have no such graph
@@ -253,16 +231,16 @@ def subspace(site: Site, span: Span, basis: Float[Tensor, "d k"]) -> Features:
 
 def places_of(subject: Subject, kind: str, spans: Sequence[str]) -> Places:
     """Layers' streams at spans, or sublayers or heads at every token."""
-    layers, shape = range(subject.shape.n_layers), subject.shape
+    layers = range(subject.shape.n_layers)
     if kind == "layer":
         found = [(Site("resid_post", la), Span.of(span)) for span in spans for la in layers]
-        return Places(kind, tuple(found), shape.d_model)
+        return Places(kind, tuple(found))
     if kind == "sublayer":
         found = [(Site(each, la), Span("all")) for la in layers for each in ("attn_out", "mlp_out")]
-        return Places(kind, tuple(found), shape.d_model)
-    return Places(kind, tuple((site, Span("all")) for site in subject.heads()), shape.d_head)
+        return Places(kind, tuple(found))
+    return Places(kind, tuple((site, Span("all")) for site in subject.heads()))
 
 
 def edges_of(subject: Subject) -> Edges:
     """The subject's edges."""
-    return Edges(graph_of(subject), subject.shape.d_model)
+    return Edges(graph_of(subject))

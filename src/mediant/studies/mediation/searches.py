@@ -40,6 +40,7 @@ from mediant.tasks.interchange import Interchange
 
 Scores = Callable[[Any, Sequence[Any]], Array]
 CERTAIN = 1e3
+ACDC_PAIRS = 8
 FAMILIES = ("patching", "attribution", "integrated", "learning", "probing", "observing")
 
 
@@ -183,10 +184,10 @@ def features_by_mask(ground: AnswerGround, pairs: Sequence[Pair], *, kind: str) 
     return -learned.wishes.double().numpy()
 
 
-def exchanges(ground: AnswerGround, pairs: Sequence[Pair], site: Site | None = None) -> Interchanges:
+def exchanges(ground: AnswerGround, pairs: Sequence[Pair]) -> Interchanges:
     """Pairs as interchanges of the one variable in which they differ: the answer has to become the counterfactual's."""
     items = [as_interchange(pair) for pair in pairs]
-    return Interchanges(ground.subject, items, site or ground.site, LAST, batch_size=16)
+    return Interchanges(ground.subject, items, ground.site, LAST, batch_size=16)
 
 
 def as_interchange(pair: Pair) -> Interchange:
@@ -207,7 +208,9 @@ def edges_by_acdc(ground: AnswerGround, pairs: Sequence[Pair]) -> Array:
     """Attribution's strongest edges, those first whose loss is missed when they are cut one by one."""
     scores = eap(ground.subject, pairs, metric=ground.by)
     within = strongest(scores, rule="most_negative").circuit(ground.config.acdc_edges, prune=False)
-    found = acdc(ground.subject, pairs[:8], threshold=1e-3, within=within)
+    # Pairs come frame by frame, so a few are taken from all of them.
+    few = pairs[:: max(1, len(pairs) // ACDC_PAIRS)][:ACDC_PAIRS]
+    found = acdc(ground.subject, few, threshold=1e-3, within=within)
     order = _of_edges(scores)
     kept = found.circuit.within[0][scores.graph.exists]
     # Kept edges come first, each group in attribution's order.

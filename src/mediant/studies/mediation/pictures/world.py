@@ -19,7 +19,7 @@ from mediant.runs.folder import Json
 from mediant.studies.mediation.config import Config
 from mediant.studies.mediation.data import Data
 from mediant.studies.mediation.ground import fitted_axes, given_dictionary
-from mediant.studies.mediation.measures import Tried
+from mediant.studies.mediation.measures import Tried, leading
 from mediant.studies.mediation.mediators import Features, Neurons, Places
 from mediant.studies.mediation.method import Entry, compared
 from mediant.studies.mediation.pictures import task
@@ -137,14 +137,15 @@ class PictureWorld:
         }
         for kind in dict.fromkeys(entry.kind for entry in entries if not entry.reason):
             mine = [entry for entry in entries if entry.kind == kind and not entry.reason]
-            best = min(mine, key=lambda entry: float(tried.entries["judged"][entry.name].mean()))
+            best = leading(mine, tried, ground.config)
             assert best.among is not None  # noqa: S101 - it was run
             units = best.order[: compared(ground.config, best)]
             made = best.among.exchange(ready, units).latents
             columns[f"{kind}: {best.search.name}"] = _framed(ground.subject, made)
         text = (
             "Columns are judged pairs. Below the two references and their pictures: the first picture made again, with the other "
-            f"one's values of {ground.config.share:.0%} of each kind's units, those of the row's most faithful search."
+            f"one's values of {ground.config.share:.0%} of each kind's units, those of the search that is most faithful on "
+            "validation pairs."
         )
         return [Section("What is exchanged", text, grid=Grid(list(columns.items())))]
 
@@ -153,13 +154,13 @@ PICTURES = PictureWorld()
 
 
 def _places(subject: ImageGenerator, kind: str, spans: Sequence[str]) -> Places:
-    layers, shape = range(subject.shape.n_layers), subject.shape
+    layers = range(subject.shape.n_layers)
     if kind == "layer":
-        return Places(kind, tuple((Site("resid_post", la), Span(span)) for span in spans for la in layers), shape.d_model)
+        return Places(kind, tuple((Site("resid_post", la), Span(span)) for span in spans for la in layers))
     if kind == "head":
-        return Places(kind, tuple((site, ALL) for site in subject.heads()), shape.d_head)
+        return Places(kind, tuple((site, ALL) for site in subject.heads()))
     found = [Site(each, layer) for layer in layers for each in ("attn_out", "mlp_out")]
-    return Places(kind, tuple((site, ALL) for site in found if _has(subject, site)), shape.d_model)
+    return Places(kind, tuple((site, ALL) for site in found if _has(subject, site)))
 
 
 def _has(subject: ImageGenerator, site: Site) -> bool:
