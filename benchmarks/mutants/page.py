@@ -34,8 +34,9 @@ survives when none does. `make mutants` makes this page.
   Shares are weighted by each file's number of faults; intervals are Wilson's, 95 %, with the effective size.
 - **Tests**: those of `unit` and `golden` that run the faulty line, nearest and fastest first, until one fails; for a fault that
   passes them, the other tests of the nearest files too, to {budget:.0f} seconds' worth and from at most {files} files. Where that
-  seemed too few, files of these folders and of `contract` that are about its code were run whole. End-to-end and documentation tests are left out, so a
-  survivor here may still be noticed there. Over five times the usual processor time and 20 s counts as killed.
+  seemed too few, files of these folders and of `contract` that are about its code were run whole. End-to-end and documentation
+  tests are left out, so a survivor here may still be noticed there. Over five times the usual processor time and 20 s counts as
+  killed.
 - **At first** is what tests noticed before anybody had looked at the sample: it says how many of all the faults they notice.
   **Now** is after tests were added for gaps that the sample showed, and says nothing about faults outside it.
 """

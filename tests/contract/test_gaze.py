@@ -271,6 +271,8 @@ def test_wrong_requests_are_refused():
     batch = two_rows(vlm)
     with pytest.raises(OutOfRange, match="beta must be a number above 0"):
         Look(HEADS, "one", beta=-1.0)
+    with pytest.raises(OutOfRange, match="beta must be a number above 0"):
+        Look(HEADS, "one", beta=0.0)
     with pytest.raises(OutOfRange, match="between 0 and 1"):
         Look(HEADS, "one", mass=1.0)
     with pytest.raises(OutOfRange, match="rising steps"):

@@ -58,3 +58,4 @@ def test_what_makes_no_sense_is_refused(changed: dict[str, int], message: str):
         learn_dictionary(torch.randn(40, 4), **{"n_features": 8, "active": 2, "steps": 5, **changed})
     with pytest.raises(OutOfRange, match="20 activations"):
         learn_dictionary(torch.randn(19, 4), n_features=8, active=2, steps=5)
+    assert learn_dictionary(torch.randn(20, 4), n_features=8, active=8, steps=1).dictionary.n_features == 8

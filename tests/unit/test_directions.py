@@ -476,7 +476,7 @@ EXPORTED = [
     "mlp_in.1",
     "mlp_post.1",
 ]
-EXPORTED += ["mlp_out.2", "head_z.1.2", "q.1.3", "k.1.1", "v.0.1"]
+EXPORTED += ["mlp_out.2", "head_z.1.2", "head_z.1.0", "q.1.3", "k.1.1", "v.0.1", "v.1.0"]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])

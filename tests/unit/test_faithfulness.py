@@ -31,6 +31,8 @@ SPANS = ["0:5", "5:9", "9:"]
 
 
 def test_areas_of_the_step_and_of_the_perfect_curve():
+    assert list(PROPORTIONS) == sorted(set(PROPORTIONS))
+    assert (PROPORTIONS[0] > 0, PROPORTIONS[-1]) == (True, 1.0)
     step = [0.0] * 9 + [1.0]
     assert cpr(PROPORTIONS, step) == pytest.approx(0.25)
     assert cmd(PROPORTIONS, step) == pytest.approx(0.749)

@@ -94,8 +94,9 @@ def test_a_colour_is_shown_where_enough_of_a_picture_is_near_it():
 
 def test_what_is_saved_is_loaded(tmp_path: Path):
     judge = replace(PictureJudge.untrained(WORDS), likeness=0.37, errors={"style": Errors(9, 10, 1, 10)})
-    judge.save(tmp_path)
-    again = PictureJudge.load(tmp_path)
+    folder = tmp_path / "of" / "its own"
+    judge.save(folder)
+    again = PictureJudge.load(folder)
     assert (again.likeness, again.errors) == (0.37, judge.errors)
     pixels = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
     for name, scores in judge.answers(pixels).items():
@@ -103,6 +104,6 @@ def test_what_is_saved_is_loaded(tmp_path: Path):
     assert again.answers(pixels)["identity"].norm(dim=-1) == pytest.approx([1, 1, 1], abs=1e-5)
     assert again.alike(pixels, pixels) == pytest.approx([1, 1, 1], abs=1e-5)
     assert set(again.best("style", pixels)) <= set(WORDS["style"])
-    (tmp_path / "judge.json").unlink()
+    (folder / "judge.json").unlink()
     with pytest.raises(SubjectError, match="holds no judge"):
-        PictureJudge.load(tmp_path)
+        PictureJudge.load(folder)
