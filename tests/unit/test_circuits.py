@@ -152,3 +152,13 @@ def test_what_is_not_a_rule_or_a_start_is_refused():
         greedy(scores(), rule="largest")
     with pytest.raises(UnknownName, match="start"):
         greedy(scores(), start="middle")
+
+
+def test_the_strongest_edges_are_not_weighed_by_their_tokens():
+    found, sizes = scores(3), SpanSizes(np.array([1.0, 7.0]), np.array([[1.0, 0.0], [7.0, 28.0]]))
+    possible = {
+        key: gain for key, (gain, *_) in all_edges(found, joined=False).items() if key[0] == 0 or sizes.pairs[key[2], key[3]] > 0
+    }
+    order = [tuple(edge) for edge in strongest(found, sizes=sizes).edges.tolist()]
+    ranked = sorted(possible, key=lambda key: -possible[key])
+    assert [key for key in order if key in possible][: len(ranked)] == ranked
