@@ -220,8 +220,12 @@ def test_what_is_more_than_random_is_decided_pair_by_pair():
             {"judged": {"head": drawn}, "texts": {"head": drawn}, "heldout": {}, "other": {}},
             {"judged": total, "validation": total}, {one.name: np.stack([judged])}, {one.name: [1]},
         )  # fmt: skip
-        data = Data("toy", "", "logit_diff", pairs, pairs, pairs, (), (), pairs, ("last",), "", (), {"heldout": "", "other": ""})
-        found = Measuring(Config(), data, {}).all([one], tried, {"das_iia": spread > 0.5, "das_iia_random_weights": spread > 1})
+        data = Data(
+            "toy", "", "logit_diff", pairs, pairs, pairs, (), (), pairs, ("last",), "", (), {"heldout": "none", "other": "none"}
+        )
+        found = Measuring(Config(), data, {}).all(
+            [one], tried, {"das_iia": (spread > 0.5) * 1.0, "das_iia_random_weights": (spread > 1) * 1.0}
+        )
         assert found["head_patching_over_random"].value == pytest.approx(more, abs=1e-12)
         assert beats(found, one) == wins
         own, random = found["head_patching_faithfulness"].ci95, found["head_random_faithfulness"].ci95

@@ -131,9 +131,9 @@ def _by_place(found: Findings) -> Section:
 def _das(measures: Mapping[str, Measure]) -> Section:
     names = {
         "das_iia": "DAS", "das_iia_heldout": "DAS, held-out words", "das_iia_shuffled_answers": "towards shuffled answers",
-        "das_iia_random_weights": "random weights",
+        "das_iia_random_weights": "random weights", "das_iia_over_random_weights": "DAS less random weights, pair by pair",
     }  # fmt: skip
-    colours = {"das_iia": ACCENT, "das_iia_heldout": ACCENT}
+    colours = {"das_iia": ACCENT, "das_iia_heldout": ACCENT, "das_iia_over_random_weights": SECOND}
     points = [_point(names[name], measures[name], colours.get(name, MUTED)) for name in IIA if name in measures]
     text = (
         "Interchange accuracy of learned subspaces of one size. A rotation can make structure where there is none: the same "
