@@ -204,7 +204,9 @@ def test_das_that_does_as_well_on_random_weights_says_so():
     bad = found | {"das_iia": iia(0.9), "das_iia_random_weights": iia(0.87), "das_iia_over_random_weights": iia(0.03)}
     said = verdicts(bad, [entry([0])])[-1]
     assert said.startswith("Control failed: DAS turns 0.90 of the answers here and 0.87")
-    assert "+0.03 pair by pair, and an interval of -0.02 to +0.08" in said
+    assert "+0.03 pair by pair, and an interval of -0.02 to +0.08 leaves it open whether that is more." in said
+    worse = found | {"das_iia": iia(0.1), "das_iia_random_weights": iia(0.5), "das_iia_over_random_weights": iia(-0.4)}
+    assert "an interval of -0.45 to -0.35 says that it is no more." in verdicts(worse, [entry([0])])[-1]
 
 
 def test_what_is_more_than_random_is_decided_pair_by_pair():

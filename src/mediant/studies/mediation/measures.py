@@ -202,7 +202,8 @@ def _das(measures: Mapping[str, Measure]) -> str:
     said = f"DAS turns {own.value:.2f} of the answers here and {none.value:.2f} in the same architecture with random weights"
     if low > 0:
         return f"{said}: {over.value:.2f} more, pair by pair ({low:.2f} to {high:.2f})."
+    verdict = "leaves it open whether that is more" if high > 0 else "says that it is no more"
     return (
         f"Control failed: {said}, where nothing was learned; {over.value:+.2f} pair by pair, and an interval of {low:+.2f} to "
-        f"{high:+.2f} leaves it open whether that is more. What it found may be of its own making."
+        f"{high:+.2f} {verdict}. What it found may be of its own making."
     )
