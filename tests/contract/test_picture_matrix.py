@@ -47,7 +47,7 @@ def field() -> searches.PictureGround:
 def test_exchanging_everything_makes_the_other_picture_and_nothing_none(field: searches.PictureGround):
     ready = Pictures(field.subject, field.data.judged, 1)
     last = field.subject.shape.n_layers - 1
-    whole = Places("layer", ((Site("resid_post", last), PICTURE),), 1)
+    whole = Places("layer", ((Site("resid_post", last), PICTURE),))
     assert ready.change(whole.exchange(ready, [0])) == pytest.approx(ready.patcher.total, rel=1e-3)
     assert ready.disturbance(whole.exchange(ready, [0])) == pytest.approx(np.ones(4), rel=1e-3)
     assert ready.disturbance(whole.exchange(ready, [])) == pytest.approx(np.zeros(4), abs=1e-6)

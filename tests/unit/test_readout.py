@@ -69,7 +69,7 @@ def test_what_the_lens_cannot_read_is_refused():
         read_changes(builders.subject("gemma2"), pairs, [Site("head_z", 0, 1)])
     with pytest.raises(SubjectError, match="norms what a sublayer writes"):
         read_changes(builders.subject("gemma2"), pairs, [Site("mlp_post", 0)])
-    assert read_changes(builders.subject("gemma2"), pairs, [Site("resid_post", 0)])[0].shape[1] == len(pairs)
+    assert read_changes(builders.subject("olmo2"), pairs, [Site("resid_post", 0)])[0].shape[1] == len(pairs)
     long = [Pair(p.id, p.clean, p.counterfactual, p.answer + " gave", p.counterfactual_answer + " gave") for p in pairs]
     with pytest.raises(TaskError, match="single tokens"):
         read_changes(lm, long, [Site("resid_post", 0)])
