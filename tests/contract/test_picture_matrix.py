@@ -56,7 +56,7 @@ def test_exchanging_everything_makes_the_other_picture_and_nothing_none(field: s
     turned = subspace(Site("resid_post", last), PICTURE, builders.rotation(width, width).basis)
     assert ready.change(turned.exchange(ready, turned.available)) == pytest.approx(ready.patcher.total, rel=1e-3)
     neurons, layers = field.kinds["neuron"], range(last + 1)
-    together = Places("mlp", tuple((Site("mlp_post", layer), ALL) for layer in layers), 1)
+    together = Places("mlp", tuple((Site("mlp_post", layer), ALL) for layer in layers))
     assert ready.change(neurons.exchange(ready, neurons.available)) == pytest.approx(
         ready.change(together.exchange(ready, layers)), rel=1e-4
     )
