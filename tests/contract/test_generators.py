@@ -239,6 +239,23 @@ def test_masks_are_built_once_for_rows_that_are_alike_and_per_row_where_spans_di
             torch.testing.assert_close(flux.sample(one), together[i : i + 1], atol=1e-4, rtol=1e-4)
 
 
+def test_masks_are_those_of_the_batch_that_runs_when_several_run_in_one_context():
+    flux, batch = generators.klein(), asked(generators.klein(), 2)
+    ones = [
+        flux.encode([text], references=[[generators.picture(i)]], seeds=[10 + i], height=16, width=32)
+        for i, text in enumerate(batch.texts)
+    ]
+    alone = []
+    for one in ones:
+        with attending(flux, edges("instruction", "reference")):
+            alone.append(flux.sample(one))
+    assert ones[0].spans != ones[1].spans
+    with attending(flux, edges("instruction", "reference")) as masks:
+        for one, expected in zip([*ones, ones[0]], [*alone, alone[0]], strict=True):
+            assert torch.equal(flux.sample(one), expected)
+    assert masks.built == 3
+
+
 def test_schedules_of_edges_share_masks_between_blocks_and_steps():
     flux, batch = generators.klein(), asked(generators.klein())
     early = [cut(AttentionEdge(layer, None, "picture", "reference")) for layer in (0, 1)]
